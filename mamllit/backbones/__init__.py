@@ -1,0 +1,7 @@
+"""Plain networks, as the papers define them. Nothing here knows what an episode is."""
+
+from mamllit.backbones.conv4 import Conv4, SameConv2d
+from mamllit.backbones.mlp import MLP
+from mamllit.backbones.norm import BatchStatNorm
+
+__all__ = ["MLP", "BatchStatNorm", "Conv4", "SameConv2d"]

@@ -1,0 +1,136 @@
+"""The four-block convolutional nets of the MAML paper (Omniglot and mini-ImageNet), after Vinyals et al. and Ravi & Larochelle.
+
+Activations are kept channels-last, [n, H, W, C], inside: that is the order in which a convolution whose weights differ
+per task becomes one batched matrix product over patches (and the order in which the paper's TensorFlow code flattened).
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mamllit.backbones.norm import BatchStatNorm
+
+ConvAlgorithm = Literal["patches", "conv2d"]
+
+
+def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """TensorFlow's SAME padding (before, after) for one dimension; asymmetric where the total is odd."""
+    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
+class SameConv2d(nn.Module):
+    """Convolution with TensorFlow's SAME padding on channels-last images.
+
+    Args:
+        in_channels, out_channels: sizes.
+        kernel: side of the square kernel.
+        stride: of both dimensions.
+        algorithm: "patches" multiplies the matrix of patches with the weights: under `vmap` over weights it becomes one
+            batched matrix product, where "conv2d" becomes a grouped convolution. The results agree up to rounding.
+
+    Shape: [n, H, W, in_channels] -> [n, ceil(H / stride), ceil(W / stride), out_channels]. The weight has PyTorch's
+    layout, [out_channels, in_channels, kernel, kernel].
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1, algorithm: ConvAlgorithm = "patches"
+    ) -> None:
+        super().__init__()
+        self.kernel, self.stride, self.algorithm = kernel, stride, algorithm
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        nn.init.xavier_uniform_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width, channels = x.shape[-3:]
+        top, bottom = same_padding(height, self.kernel, self.stride)
+        left, right = same_padding(width, self.kernel, self.stride)
+        x = F.pad(x, (0, 0, left, right, top, bottom))
+        if self.algorithm == "conv2d":
+            return F.conv2d(x.permute(0, 3, 1, 2), self.weight, self.bias, stride=self.stride).permute(0, 2, 3, 1)
+        rows, columns = -(-height // self.stride), -(-width // self.stride)
+        shifted = [
+            x[:, i : i + (rows - 1) * self.stride + 1 : self.stride, j : j + (columns - 1) * self.stride + 1 : self.stride]
+            for i in range(self.kernel)
+            for j in range(self.kernel)
+        ]
+        patches = torch.cat(shifted, dim=-1).reshape(-1, self.kernel**2 * channels)
+        weight = self.weight.permute(2, 3, 1, 0).reshape(self.kernel**2 * channels, -1)
+        return (patches @ weight + self.bias).reshape(-1, rows, columns, weight.shape[-1])
+
+
+class Conv4(nn.Module):
+    """Four times [3x3 convolution, batch statistics norm, ReLU, down-sampling], then a linear head.
+
+    Finn et al. 2017, section 5.2 and the authors' code. Omniglot: 64 filters, stride 2, the mean over the last 2x2 map, head
+    initialised with N(0, 1). mini-ImageNet: 32 filters, 2x2 max-pooling, 5x5 map flattened, head Xavier uniform. Convolutions
+    are Xavier uniform and all biases zero in both.
+
+    Args:
+        in_channels: 1 (Omniglot) or 3.
+        filters: channels of every block.
+        out_features: number of classes; None leaves the head off, and the features come out.
+        image_size: H = W of the images.
+        downsample: "stride" (2, in the convolution) or "max_pool" (2x2, rounding down).
+        norm_scale: also learn the norm's gamma (not in the paper's code).
+        conv_algorithm: see `SameConv2d`.
+
+    Shape: [n, in_channels, H, W] -> [n, out_features].
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        filters: int,
+        out_features: int | None,
+        image_size: int,
+        downsample: Literal["stride", "max_pool"],
+        norm_scale: bool = False,
+        conv_algorithm: ConvAlgorithm = "patches",
+    ) -> None:
+        super().__init__()
+        if downsample not in ("stride", "max_pool"):
+            raise ValueError(f"downsample is {downsample!r}; it must be 'stride' or 'max_pool'")
+        if conv_algorithm not in ("patches", "conv2d"):
+            raise ValueError(f"conv_algorithm is {conv_algorithm!r}; it must be 'patches' or 'conv2d'")
+        self.in_channels, self.image_size, self.out_features = in_channels, image_size, out_features
+        self.downsample = downsample
+        channels = [in_channels, filters, filters, filters, filters]
+        stride = 2 if downsample == "stride" else 1
+        self.convs = nn.ModuleList(
+            SameConv2d(a, b, stride=stride, algorithm=conv_algorithm)
+            for a, b in zip(channels[:-1], channels[1:], strict=True)
+        )
+        self.norms = nn.ModuleList(BatchStatNorm(filters, scale=norm_scale) for _ in self.convs)
+        side = image_size
+        for _ in self.convs:
+            side = -(-side // 2) if downsample == "stride" else side // 2
+        if side < 1:
+            raise ValueError(f"image_size is {image_size}; four 2x2 poolings need at least 16")
+        features = filters if downsample == "stride" else filters * side**2
+        self.head = nn.Linear(features, out_features) if out_features is not None else None
+        if self.head is not None:
+            nn.init.zeros_(self.head.bias)
+            if downsample == "stride":
+                nn.init.normal_(self.head.weight, std=1.0)
+            else:
+                nn.init.xavier_uniform_(self.head.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1)
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = torch.relu(norm(conv(x)))
+            if self.downsample == "max_pool":
+                x = max_pool(x)
+        x = x.mean((1, 2)) if self.downsample == "stride" else x.flatten(1)
+        return x if self.head is None else self.head(x)
+
+
+def max_pool(x: Tensor) -> Tensor:
+    """2x2 max-pooling of channels-last images [n, H, W, C], rounding down (TensorFlow's VALID)."""
+    n, height, width, channels = x.shape
+    x = x[:, : height // 2 * 2, : width // 2 * 2]
+    return x.reshape(n, height // 2, 2, width // 2, 2, channels).amax((2, 4))

@@ -1,0 +1,128 @@
+"""Fetching one file over HTTP: resumed where it broke off, checked, and put in place whole or not at all."""
+
+import hashlib
+import http.client
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+CHUNK = 2**18  # bytes
+
+
+def fetch(url: str, path: str | Path, md5: str, *, timeout: float = 30.0, progress: bool = True) -> Path:
+    """Download `url` to `path`, unless it is there already.
+
+    The bytes go to `path.part`, which takes the name `path` once its checksum is right. A `.part` left by an earlier
+    attempt is continued if the server supports ranges, else begun anew. One process at a time: two that write the
+    same `.part` spoil it, which the checksum then reports.
+
+    Args:
+        url: the address.
+        path: where the file shall lie; its parents are made.
+        md5: hexadecimal MD5 of the whole file.
+        timeout: seconds without an answer after which the connection counts as broken.
+        progress: show a bar (on a terminal only).
+
+    Returns:
+        `path`.
+
+    Raises:
+        RuntimeError: if the server cannot be reached, refuses, breaks off, or sends something else than expected, or if
+            `path` holds another file; the message names the URL and what to do.
+        OSError: if `path` cannot be written.
+    """
+    path = Path(path)
+    by_hand = f"Or put the file at {path} by hand."
+    if path.exists():
+        found = md5_of(path)
+        if found != md5:
+            raise RuntimeError(
+                f"{path} is there but is not the file of {url}: its md5 is {found}, expected {md5}. "
+                "Delete it to download it anew."
+            )
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    resumed = _download(url, part, timeout, progress, by_hand)
+    found = md5_of(part)
+    if found != md5 and resumed:  # the old part may come from another version of the file
+        part.unlink()
+        _download(url, part, timeout, progress, by_hand)
+        found = md5_of(part)
+    if found != md5:
+        size = part.stat().st_size
+        part.unlink()
+        raise RuntimeError(
+            f"{url} sent a file with the wrong checksum: {size} bytes with md5 {found}, expected {md5}. It was thrown "
+            f"away. Try again; if it happens twice, the file at that address has changed. {by_hand}"
+        )
+    os.replace(part, path)
+    return path
+
+
+def md5_of(path: str | Path) -> str:
+    """Hexadecimal MD5 of a file."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _download(url: str, part: Path, timeout: float, progress: bool, by_hand: str) -> bool:
+    """Fill `part` from `url`; True if bytes that were there before are still in it."""
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=timeout)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 416 and have:  # nothing beyond what is here: the checksum tells whether it is the file
+            return True
+        raise RuntimeError(
+            f"cannot download {url}: the server answered {error.code} {error.reason}. "
+            f"Check that the address still exists. {by_hand}"
+        ) from error
+    except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
+        raise RuntimeError(
+            f"cannot download {url}: no connection ({getattr(error, 'reason', error)!s}). Check the network. {by_hand}"
+        ) from error
+    with response:
+        resumed = have > 0 and response.status == 206
+        if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+            raise RuntimeError(
+                f"cannot resume {url}: asked for the bytes from {have} on, the server sent "
+                f"{response.headers.get('Content-Range')!r}. Delete {part} and try again. {by_hand}"
+            )
+        start = have if resumed else 0
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length else None
+        received = start
+        with (
+            part.open("ab" if resumed else "wb") as file,
+            tqdm(
+                total=total,
+                initial=start,
+                desc=part.stem,
+                unit="B",
+                unit_scale=True,
+                disable=None if progress else True,
+            ) as bar,
+        ):
+            while True:
+                try:
+                    chunk = response.read(CHUNK)
+                    broken = None
+                except (OSError, http.client.HTTPException) as error:
+                    chunk, broken = b"", error
+                if not chunk:
+                    break
+                file.write(chunk)
+                received += len(chunk)
+                bar.update(len(chunk))
+    if broken is not None or (total is not None and received < total):
+        raise RuntimeError(
+            f"the download of {url} broke off after {received} of {total or 'an unknown number of'} bytes"
+            f"{f' ({broken})' if broken else ''}. Try again: it goes on from {part}. {by_hand}"
+        ) from broken
+    return resumed

@@ -1,0 +1,215 @@
+"""The base of every episodic LightningDataModule: endless meta-batches for training, fixed episodes for evaluation.
+
+A worker only draws numbers (which classes, which images); `on_after_batch_transfer` turns them into an `EpisodeBatch` on the
+device. Meta-batch s of training holds the episodes s*B to (s+1)*B of the train stream, of which each rank takes its own
+contiguous share; a resumed run begins at the step it had reached.
+"""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from mamllit.episode import EpisodeBatch
+
+Protocol = Literal["paper", "standard"]
+PROTOCOL_EPISODES = {"paper": 600, "standard": 2000}
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """A fixed set of evaluation episodes.
+
+    `name` is what is logged and printed, e.g. "paper" or "paper/5-shot"; episodes 0 to `episodes` of `split` with `shots`
+    support and `queries` query examples per class.
+    """
+
+    name: str
+    protocol: str
+    split: str
+    shots: int
+    queries: int
+    episodes: int
+
+
+class EpisodicDataModule(L.LightningDataModule, ABC):
+    """Episodes of one data set. Subclasses say how to `draw` numbers and how to `build` episodes from them.
+
+    Args:
+        shots: K, support examples per class.
+        queries: query examples per class in meta-training.
+        meta_batch_size: B, episodes per meta-update over all ranks together (the paper's meta-batch).
+        standard_queries: query examples per class under the "standard" protocol.
+        seed: of the training episodes; None takes the seed of `seed_everything`.
+        eval_seed: of the validation and test episodes; they do not depend on `seed`, so that runs can be compared.
+        protocols: "paper" (600 test episodes, K queries per class) and/or "standard" (2,000, `standard_queries`).
+        val_episodes: number of validation episodes.
+        test_episodes: overrides the protocols' number of test episodes; the results are then named "paper[n]".
+        eval_batch_size: episodes evaluated at once on each rank.
+        num_workers: processes that draw episodes ahead; 0 is fast, for drawing is.
+
+    Raises:
+        ValueError: for a number below its bound or an unknown protocol; at `setup`, when the ranks do not divide B.
+    """
+
+    def __init__(
+        self,
+        shots: int,
+        queries: int,
+        meta_batch_size: int,
+        standard_queries: int,
+        seed: int | None,
+        eval_seed: int,
+        protocols: Sequence[Protocol],
+        val_episodes: int,
+        test_episodes: int | None,
+        eval_batch_size: int,
+        num_workers: int,
+    ) -> None:
+        super().__init__()
+        bounds = {
+            "shots": (shots, 1),
+            "queries": (queries, 1),
+            "meta_batch_size": (meta_batch_size, 1),
+            "standard_queries": (standard_queries, 1),
+            "val_episodes": (val_episodes, 2),
+            "test_episodes": (2 if test_episodes is None else test_episodes, 2),
+            "eval_batch_size": (eval_batch_size, 1),
+            "num_workers": (num_workers, 0),
+            "eval_seed": (eval_seed, 0),
+            "seed": (seed or 0, 0),
+        }
+        problems = [f"{name} is {value}; it must be >= {low}" for name, (value, low) in bounds.items() if value < low]
+        problems += [
+            f"protocol {name!r} is unknown; choose from {sorted(PROTOCOL_EPISODES)}"
+            for name in protocols
+            if name not in PROTOCOL_EPISODES
+        ]
+        if problems:
+            raise ValueError("; ".join(problems))
+        self.shots, self.queries, self.meta_batch_size = shots, queries, meta_batch_size
+        self.standard_queries, self.protocols = standard_queries, tuple(protocols)
+        self.eval_seed, self.num_workers = eval_seed, num_workers
+        self.val_episodes, self.test_episodes, self.eval_batch_size = val_episodes, test_episodes, eval_batch_size
+        self._seed = seed
+
+    @property
+    def seed(self) -> int:
+        """The seed of the training episodes."""
+        return self._seed if self._seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0"))
+
+    @abstractmethod
+    def draw(self, seed: int, split: str, shots: int, queries: int, first: int, count: int) -> Any:
+        """Numbers for the episodes `first` to `first + count` of a stream: a tuple of tensors, on the CPU."""
+
+    @abstractmethod
+    def build(self, drawn: Any) -> EpisodeBatch:
+        """Episodes from what `draw` returned, on the device that it was moved to."""
+
+    def test_shots(self) -> Sequence[int]:
+        """The numbers of shots that a test runs with."""
+        return (self.shots,)
+
+    def evaluation_sets(self, split: Literal["val", "test"]) -> list[EvaluationSet]:
+        """The fixed evaluation sets of `split`, in the order of its dataloaders."""
+        if split == "val":
+            return [EvaluationSet("val", "paper", "val", self.shots, self._paper_queries(self.shots), self.val_episodes)]
+        sets = []
+        for protocol in self.protocols:
+            for shots in self.test_shots():
+                queries = self._paper_queries(shots) if protocol == "paper" else self.standard_queries
+                episodes = self.test_episodes or PROTOCOL_EPISODES[protocol]
+                label = protocol if episodes == PROTOCOL_EPISODES[protocol] else f"{protocol}[{episodes}]"
+                name = label if len(self.test_shots()) == 1 else f"{label}/{shots}-shot"
+                sets.append(EvaluationSet(name, label, "test", shots, queries, episodes))
+        return sets
+
+    def _paper_queries(self, shots: int) -> int:
+        return shots  # cbfinn/maml evaluates on 2K images per class: K support, K query
+
+    def episodes(self, evaluation: EvaluationSet, first: int = 0, count: int | None = None) -> EpisodeBatch:
+        """Episodes of an evaluation set, on the CPU (for figures and for use without a Trainer)."""
+        count = evaluation.episodes - first if count is None else count
+        return self.build(
+            self.draw(self.eval_seed, evaluation.split, evaluation.shots, evaluation.queries, first, count)
+        )
+
+    def setup(self, stage: str) -> None:
+        world = self._world()[1]
+        if self.meta_batch_size % world:
+            raise ValueError(
+                f"meta_batch_size is {self.meta_batch_size}, the meta-batch of all ranks together, and cannot be shared "
+                f"equally by {world} ranks; use a number of ranks that divides it, or another meta_batch_size"
+            )
+
+    def _world(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+    def train_dataloader(self) -> DataLoader:
+        rank, world = self._world()
+        share = self.meta_batch_size // world
+        done = self.trainer.global_step * self.trainer.accumulate_grad_batches if self.trainer is not None else 0
+
+        def draw(step: int) -> Any:
+            first = step * self.meta_batch_size + rank * share
+            return self.draw(self.seed, "train", self.shots, self.queries, first, share)
+
+        return self._loader(_Draws(draw, done, None))
+
+    def _evaluation_loaders(self, split: Literal["val", "test"]) -> list[DataLoader]:
+        rank, world = self._world()
+        loaders = []
+        for evaluation in self.evaluation_sets(split):
+            share = -(-evaluation.episodes // world)  # contiguous shares, the last one shorter
+            start, stop = min(rank * share, evaluation.episodes), min((rank + 1) * share, evaluation.episodes)
+
+            def draw(batch: int, evaluation=evaluation, start=start, stop=stop) -> Any:
+                first = start + batch * self.eval_batch_size
+                n = min(self.eval_batch_size, stop - first)
+                return self.draw(self.eval_seed, evaluation.split, evaluation.shots, evaluation.queries, first, n)
+
+            loaders.append(self._loader(_Draws(draw, 0, -(-(stop - start) // self.eval_batch_size))))
+        return loaders
+
+    def val_dataloader(self) -> list[DataLoader]:
+        return self._evaluation_loaders("val")
+
+    def test_dataloader(self) -> list[DataLoader]:
+        return self._evaluation_loaders("test")
+
+    def _loader(self, draws: "_Draws") -> DataLoader:
+        workers = self.num_workers
+        # fork keeps `draw`, a closure over this module, out of a pickle; the workers only call numpy
+        context = "fork" if workers else None
+        return DataLoader(draws, batch_size=None, num_workers=workers, multiprocessing_context=context)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        if device.type == "cpu":
+            return batch
+        return type(batch)(*(tensor.to(device, non_blocking=True) for tensor in batch))
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> EpisodeBatch:
+        return self.build(batch)
+
+
+class _Draws(IterableDataset):
+    """Draws number `start`, `start + 1`, ..., split over the workers so that they come back in order.
+
+    An IterableDataset, because Lightning puts no sampler of its own on one: the ranks' shares are already in `draw`.
+    """
+
+    def __init__(self, draw: Callable[[int], Any], start: int, length: int | None) -> None:
+        self.draw, self.start, self.length = draw, start, length
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = get_worker_info()
+        offset, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        number = offset
+        while self.length is None or number < self.length:
+            yield self.draw(self.start + number)
+            number += stride

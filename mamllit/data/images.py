@@ -1,0 +1,120 @@
+"""Episodes of images: the pools of uint8 images lie on the device, and an episode is a gather from them."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mamllit.data.episodic import EpisodicDataModule, Protocol
+from mamllit.data.pool import ClassPool
+from mamllit.data.sampler import SPLITS, draw_image_episodes
+from mamllit.episode import Episode, EpisodeBatch, Examples
+
+
+class ImageDraw(NamedTuple):
+    """`number` [T], `image` [T, N, P] pool positions, `turns` [T, N] quarter turns, `split` and `shots` (scalars)."""
+
+    number: Tensor
+    image: Tensor
+    turns: Tensor
+    split: Tensor
+    shots: Tensor
+
+
+class ImageDataModule(EpisodicDataModule):
+    """Base of the image data sets; a subclass says how to `load` the three pools.
+
+    Args:
+        ways: N, classes per episode.
+        rotate: turn each class of each episode by a random multiple of 90 degrees, in every split (the paper's Omniglot).
+        (the others): see `EpisodicDataModule`.
+
+    Raises:
+        ValueError: for fewer than two ways; at `setup`, when a split is too small for the episodes asked for.
+    """
+
+    def __init__(
+        self,
+        ways: int,
+        shots: int,
+        queries: int,
+        meta_batch_size: int,
+        rotate: bool,
+        standard_queries: int,
+        seed: int | None,
+        eval_seed: int,
+        protocols: Sequence[Protocol],
+        val_episodes: int,
+        test_episodes: int | None,
+        eval_batch_size: int,
+        num_workers: int,
+    ) -> None:
+        super().__init__(
+            shots, queries, meta_batch_size, standard_queries, seed, eval_seed, protocols, val_episodes, test_episodes,
+            eval_batch_size, num_workers,
+        )  # fmt: skip
+        if ways < 2:
+            raise ValueError(f"ways is {ways}; an episode needs at least 2 classes")
+        self.ways, self.rotate = ways, rotate
+        self.pools: dict[str, ClassPool] = {}
+        self._on_device: dict[tuple[str, torch.device], Tensor] = {}
+
+    @abstractmethod
+    def load(self) -> dict[str, ClassPool]:
+        """The pools of the splits "train", "val" and "test"."""
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if not self.pools:
+            self.pools = self.load()
+        asked = [("train", self.shots + self.queries)] if stage == "fit" else []
+        splits = {"fit": ("val",), "validate": ("val",), "test": ("test",)}.get(stage, ())
+        asked += [(e.split, e.shots + e.queries) for split in splits for e in self.evaluation_sets(split)]  # type: ignore[arg-type]
+        for split, per_class in asked:  # one draw each tells, before hours are spent
+            draw_image_episodes(
+                self.pools[split].offsets, self.ways, per_class, seed=0, split=split, first=0, count=1, rotate=False
+            )
+
+    def draw(self, seed: int, split: str, shots: int, queries: int, first: int, count: int) -> ImageDraw:
+        drawn = draw_image_episodes(
+            self.pools[split].offsets, self.ways, shots + queries,
+            seed=seed, split=split, first=first, count=count, rotate=self.rotate,
+        )  # fmt: skip
+        return ImageDraw(*map(torch.from_numpy, drawn), torch.tensor(SPLITS.index(split)), torch.tensor(shots))
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        if device.type == "cpu":
+            return batch
+        moved = (tensor.to(device, non_blocking=True) for tensor in batch[:3])
+        return ImageDraw(*moved, *batch[3:])  # the two scalars are read by Python: reading them must not wait for the GPU
+
+    def build(self, drawn: ImageDraw) -> EpisodeBatch:
+        pool, shots = self._images(SPLITS[int(drawn.split)], drawn.image.device), int(drawn.shots)
+        images = pool[drawn.image]  # [T, N, P, C, H, W]
+        if self.rotate:
+            images = rotate(images, drawn.turns)
+        images = images.float() / 255
+        tasks, ways, per_class = drawn.image.shape
+        labels = torch.arange(ways, device=images.device)[:, None].expand(tasks, ways, per_class)
+
+        def part(start: int, stop: int) -> Examples:
+            return Examples(images[:, :, start:stop].flatten(1, 2), labels[:, :, start:stop].flatten(1, 2))
+
+        return EpisodeBatch(drawn.number, Episode(part(0, shots), part(shots, per_class)))
+
+    def _images(self, split: str, device: torch.device) -> Tensor:
+        key = (split, device)
+        if key not in self._on_device:
+            self._on_device[key] = self.pools[split].images.to(device)
+        return self._on_device[key]
+
+
+def rotate(images: Tensor, turns: Tensor) -> Tensor:
+    """Square images [T, N, P, C, S, S] turned counter-clockwise by `turns` [T, N] quarters, exactly."""
+    side = images.shape[-1]
+    position = torch.arange(side * side, device=images.device).reshape(side, side)
+    table = torch.stack([torch.rot90(position, k) for k in range(4)]).flatten(1)  # [4, S * S]
+    source = table[turns][:, :, None, None].expand(*images.shape[:-2], side * side)
+    return torch.gather(images.flatten(-2), -1, source).reshape(images.shape)

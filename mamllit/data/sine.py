@@ -1,0 +1,101 @@
+"""Sine regression, the MAML paper's first experiment (section 5.1): y = A sin(x - p).
+
+A ~ U[0.1, 5], p ~ U[0, pi], x ~ U[-5, 5], no noise. Support and query points of a task come from one draw.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mamllit.data.episodic import EpisodicDataModule, EvaluationSet, Protocol
+from mamllit.data.sampler import uniform
+from mamllit.episode import Episode, EpisodeBatch, Examples
+
+AMPLITUDE, PHASE, X = (0.1, 5.0), (0.0, math.pi), (-5.0, 5.0)
+
+
+class SineDraw(NamedTuple):
+    """`number` [T], `amplitude` [T], `phase` [T], `x` [T, points] of which the first `support` [scalar] are support."""
+
+    number: Tensor
+    amplitude: Tensor
+    phase: Tensor
+    x: Tensor
+    support: Tensor
+
+
+class SineDataModule(EpisodicDataModule):
+    """Sine tasks, generated; there is no data set, and a validation or test task is simply another one.
+
+    Args:
+        shots: K, support points per task in meta-training.
+        queries: query points per task in meta-training (the paper: K).
+        meta_batch_size: tasks per meta-update over all ranks.
+        test_shots: the K to test with (the paper: 5, 10 and 20, with one meta-trained model).
+        query_points: "random" draws the evaluation's query points like the support (the paper's code); "grid" spaces them
+            evenly over the x range, so that two evaluations differ by the tasks only.
+        standard_queries: query points per task under the "standard" protocol.
+        seed, eval_seed, protocols, val_episodes, test_episodes, eval_batch_size, num_workers: see `EpisodicDataModule`.
+
+    Raises:
+        ValueError: for a number below its bound, or an unknown word.
+    """
+
+    def __init__(
+        self,
+        shots: int = 10,
+        queries: int = 10,
+        meta_batch_size: int = 25,
+        test_shots: Sequence[int] = (5, 10, 20),
+        query_points: Literal["random", "grid"] = "random",
+        standard_queries: int = 100,
+        seed: int | None = None,
+        eval_seed: int = 0,
+        protocols: Sequence[Protocol] = ("paper", "standard"),
+        val_episodes: int = 200,
+        test_episodes: int | None = None,
+        eval_batch_size: int = 500,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(
+            shots, queries, meta_batch_size, standard_queries, seed, eval_seed, protocols, val_episodes, test_episodes,
+            eval_batch_size, num_workers,
+        )  # fmt: skip
+        if query_points not in ("random", "grid"):
+            raise ValueError(f"query_points is {query_points!r}; it must be 'random' or 'grid'")
+        if not test_shots or min(test_shots) < 1:
+            raise ValueError(f"test_shots is {list(test_shots)}; it needs at least one number of shots >= 1")
+        self._test_shots, self.query_points = tuple(test_shots), query_points
+
+    ways = 1
+
+    def test_shots(self) -> Sequence[int]:
+        return self._test_shots
+
+    def evaluation_sets(self, split: Literal["val", "test"]) -> list[EvaluationSet]:
+        if split == "test":
+            return super().evaluation_sets(split)
+        return [EvaluationSet("val", "standard", "val", self.shots, self.standard_queries, self.val_episodes)]
+
+    def draw(self, seed: int, split: str, shots: int, queries: int, first: int, count: int) -> SineDraw:
+        numbers = torch.from_numpy(uniform(seed, split, first, count, 2 + shots + queries)).float()
+        x = X[0] + (X[1] - X[0]) * numbers[:, 2:]
+        if self.query_points == "grid" and split != "train":
+            x[:, shots:] = torch.linspace(*X, queries)
+        return SineDraw(
+            number=torch.arange(first, first + count),
+            amplitude=AMPLITUDE[0] + (AMPLITUDE[1] - AMPLITUDE[0]) * numbers[:, 0],
+            phase=PHASE[0] + (PHASE[1] - PHASE[0]) * numbers[:, 1],
+            x=x,
+            support=torch.tensor(shots),
+        )
+
+    def build(self, drawn: SineDraw) -> EpisodeBatch:
+        y = drawn.amplitude[:, None] * torch.sin(drawn.x - drawn.phase[:, None])
+        x, y, shots = drawn.x[..., None], y[..., None], int(drawn.support)
+        return EpisodeBatch(
+            drawn.number, Episode(Examples(x[:, :shots], y[:, :shots]), Examples(x[:, shots:], y[:, shots:]))
+        )

@@ -1,0 +1,46 @@
+"""What a meta-learning method is: a module with three verbs, written for one episode.
+
+`adapt(support)` learns a task, `predict(state, x)` uses what was learned, `meta_loss(episode)` is what meta-training
+minimises. A method keeps nothing on `self` between verbs, so that a batch of episodes can be vectorised, chunked or looped
+by `mamllit.engine` without the method knowing.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor, nn
+
+from mamllit.backbones import BatchStatNorm
+from mamllit.episode import Episode, Examples
+from mamllit.objectives import Objective
+
+State = Any
+
+
+class Method(nn.Module, ABC):
+    """Base of every method; its parameters are the meta-parameters."""
+
+    objective: Objective
+
+    @abstractmethod
+    def adapt(self, support: Examples, steps: int | None = None) -> State:
+        """Learn the task of `support`; `steps` overrides the number of inner steps, where the method has any."""
+
+    @abstractmethod
+    def predict(self, state: State, x: Tensor) -> Tensor:
+        """Output [n, ...] of the adapted model `state` for inputs `x` [n, ...]."""
+
+    def trajectory(self, support: Examples, steps: int) -> list[State]:
+        """The states after 0, 1, ..., `steps` inner steps; a method without an inner loop has only its one state."""
+        return [self.adapt(support)]
+
+    def meta_loss(self, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
+        """The outer objective of one episode, a scalar, and scalars to log. Default: query loss after adapting."""
+        output = self.predict(self.adapt(episode.support), episode.query.x)
+        logs = {self.objective.metric_name: self.objective.metric(output.detach(), episode.query.y)}
+        return self.objective.loss(output, episode.query.y), logs
+
+    @property
+    def transductive(self) -> bool:
+        """Whether a prediction depends on the other examples of the query batch (batch norm on batch statistics)."""
+        return any(isinstance(module, BatchStatNorm) for module in self.modules())

@@ -1,0 +1,88 @@
+"""Model-Agnostic Meta-Learning, exact second order and first order.
+
+C. Finn, P. Abbeel, S. Levine: Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks, ICML 2017,
+arXiv 1703.03400. Algorithm 2: adapt theta to each task by a few gradient steps on its support loss, then move theta against
+the gradient, through those steps, of the adapted models' query loss.
+
+Departures from the paper's text, both after the authors' code: losses are summed and divided by the shots (reduction), and
+the batch norm shift is meta-learned but not adapted (frozen).
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mamllit.adaptation import Params, check_no_running_buffers, inner_loop, select_adapted
+from mamllit.episode import Episode, Examples
+from mamllit.methods.base import Method
+from mamllit.objectives import Objective, Reduction, reduced_loss
+
+
+class MAML(Method):
+    """Learn an initialisation from which `inner_steps` gradient steps solve a task.
+
+    Args:
+        backbone: the network f_theta, any module without running buffers.
+        objective: `Classification` or `Regression`.
+        inner_lr: alpha, the step size of the inner loop.
+        inner_steps: gradient steps per task in meta-training, >= 0; evaluation may take more.
+        reduction: how support and query losses are reduced. "sum_over_shots" is the paper's code: in classification an
+            inner gradient N times that of "mean".
+        first_order: drop the second derivatives (section 5.2, "first-order approximation").
+        frozen: shell patterns of backbone parameters that the inner loop leaves alone.
+
+    Raises:
+        ValueError: for a backbone with running buffers, a negative number of steps or step size.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        objective: Objective,
+        inner_lr: float,
+        inner_steps: int,
+        reduction: Reduction,
+        first_order: bool = False,
+        frozen: Sequence[str] = ("*.beta", "*.gamma"),
+    ) -> None:
+        super().__init__()
+        check_no_running_buffers(backbone)
+        if inner_steps < 0:
+            raise ValueError(f"inner_steps is {inner_steps}; it must be >= 0")
+        if inner_lr < 0:
+            raise ValueError(f"inner_lr is {inner_lr}; it must be >= 0")
+        if reduction not in ("sum_over_shots", "mean"):
+            raise ValueError(f"reduction is {reduction!r}; it must be 'sum_over_shots' or 'mean'")
+        self.backbone, self.objective = backbone, objective
+        self.inner_lr, self.inner_steps = inner_lr, inner_steps
+        self.reduction, self.first_order = reduction, first_order
+        self.adapted = select_adapted([name for name, _ in backbone.named_parameters()], frozen)
+
+    def trajectory(self, support: Examples, steps: int) -> list[Params]:
+        def support_loss(params: Params) -> Tensor:
+            return self._loss(self.predict(params, support.x), support, support)
+
+        return inner_loop(
+            support_loss,
+            dict(self.backbone.named_parameters()),
+            step_size=self.inner_lr,
+            steps=steps,
+            adapted=self.adapted,
+            first_order=self.first_order,
+        )
+
+    def adapt(self, support: Examples, steps: int | None = None) -> Params:
+        return self.trajectory(support, self.inner_steps if steps is None else steps)[-1]
+
+    def predict(self, state: Params, x: Tensor) -> Tensor:
+        return functional_call(self.backbone, state, (x,))
+
+    def meta_loss(self, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
+        output = self.predict(self.adapt(episode.support), episode.query.x)
+        logs = {self.objective.metric_name: self.objective.metric(output.detach(), episode.query.y)}
+        return self._loss(output, episode.query, episode.support), logs
+
+    def _loss(self, output: Tensor, examples: Examples, support: Examples) -> Tensor:
+        shots = support.x.shape[0] // self.objective.ways(output)
+        return reduced_loss(self.objective, output, examples, shots, self.reduction)

@@ -1,0 +1,70 @@
+"""What an episode is judged by: the loss that is differentiated and the metric that is reported, for each kind of task."""
+
+from typing import Literal, Protocol
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from mamllit.episode import Examples
+
+Reduction = Literal["sum_over_shots", "mean"]
+
+
+class Objective(Protocol):
+    """A kind of task. `metric_name` is what is reported, `higher_is_better` its sense."""
+
+    metric_name: str
+    higher_is_better: bool
+
+    def loss(self, output: Tensor, y: Tensor) -> Tensor:
+        """Mean loss over the n examples of `output` and `y`; scalar."""
+
+    def metric(self, output: Tensor, y: Tensor) -> Tensor:
+        """Mean metric over the n examples; scalar."""
+
+    def ways(self, output: Tensor) -> int:
+        """N, the number of classes that `output` tells apart (1 in regression)."""
+
+
+class Classification:
+    """Softmax cross-entropy on logits [n, N] and labels [n]; reports accuracy."""
+
+    metric_name = "accuracy"
+    higher_is_better = True
+
+    def loss(self, output: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(output, y)
+
+    def metric(self, output: Tensor, y: Tensor) -> Tensor:
+        return (output.argmax(-1) == y).to(output.dtype).mean()
+
+    def ways(self, output: Tensor) -> int:
+        return output.shape[-1]
+
+
+class Regression:
+    """Mean squared error on outputs and targets [n, d]; reports the same."""
+
+    metric_name = "mse"
+    higher_is_better = False
+
+    def loss(self, output: Tensor, y: Tensor) -> Tensor:
+        return F.mse_loss(output, y)
+
+    def metric(self, output: Tensor, y: Tensor) -> Tensor:
+        return F.mse_loss(output, y)
+
+    def ways(self, output: Tensor) -> int:
+        return 1
+
+
+def reduced_loss(objective: Objective, output: Tensor, examples: Examples, shots: int, reduction: Reduction) -> Tensor:
+    """The loss of n examples as `mean`, or as `sum_over_shots`: their sum divided by the shots K of the support.
+
+    The MAML authors' code sums the per-example losses and divides by K, for support and query alike (cbfinn/maml, `xent`
+    and `mse`), so a support loss is N times the mean cross-entropy. With `mean`, the same inner step needs N times the alpha.
+    """
+    loss = objective.loss(output, examples.y)
+    if reduction == "mean":
+        return loss
+    return loss * (examples.x.shape[0] / shots)

@@ -1,0 +1,157 @@
+"""The LightningModule: a training step is a batch of inner-loop adaptations plus the meta-loss."""
+
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from mamllit.data import EpisodicDataModule, EvaluationSet
+from mamllit.engine import Execution, MetaGradient, evaluate, should_compile
+from mamllit.episode import EpisodeBatch
+from mamllit.methods import Method
+from mamllit.metrics import EpisodeMetric, Summary
+
+
+class _ReadyGradient(torch.autograd.Function):
+    """A loss whose gradient is known: `backward` hands it to the parameters.
+
+    So Lightning's `loss.backward()`, and with it DDP's hooks, clipping, accumulation and loss scaling, work as ever.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, count: int, *gradient_and_params: Tensor) -> Tensor:
+        ctx.count = count
+        ctx.save_for_backward(*gradient_and_params[:count])
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (scale,) = grad_outputs
+        return None, None, *(None,) * ctx.count, *(gradient * scale for gradient in ctx.saved_tensors)
+
+
+class MetaLearner(L.LightningModule):
+    """Meta-trains a method and evaluates it on fixed episodes.
+
+    Args:
+        method: what is learned; its parameters are the meta-parameters.
+        optimizer: makes the meta-optimiser from the meta-parameters.
+        lr_scheduler: makes a scheduler from the optimiser, stepped after every meta-update; None for a constant rate.
+        eval_steps: inner steps at validation and test; metrics are reported after 0, 1, ..., eval_steps.
+        report_step: the number of steps whose value is the headline (`val/<metric>`, progress bar, model selection).
+        execution: how the episodes of a meta-batch run: "vmap", "loop", or a chunk size (see `mamllit.engine`).
+        compile: compile the training step: "auto" does so for runs of 2,000 steps or more, where a compiler is there.
+        log_every: steps between two logged training values; logging each step would cost more than a sine step.
+        diverged_above: an evaluation value above this counts as a diverged episode (regression).
+
+    Raises:
+        ValueError: for numbers out of bounds; at `setup`, when the data's ways differ from the network's outputs.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=1e-3),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        eval_steps: int = 10,
+        report_step: int = 1,
+        execution: Execution = "vmap",
+        compile: bool | Literal["auto"] = "auto",
+        log_every: int = 50,
+        diverged_above: float | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 <= report_step <= eval_steps:
+            raise ValueError(f"report_step is {report_step}; it must lie between 0 and eval_steps, which is {eval_steps}")
+        if log_every < 1:
+            raise ValueError(f"log_every is {log_every}; it must be >= 1")
+        self.method = method
+        self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
+        self.eval_steps, self.report_step = eval_steps, report_step
+        self.execution, self.compile_setting, self.log_every = execution, compile, log_every
+        self.diverged_above = diverged_above
+        self.meta_gradient = MetaGradient(method, execution)
+        self.metrics = nn.ModuleDict()
+        self.evaluation_sets: list[EvaluationSet] = []
+        self.summaries: dict[str, Summary] = {}
+
+    # ---- meta-training -------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self._optimizer(self.method.parameters())
+        if self._lr_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._lr_scheduler(optimizer), "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        compiled = should_compile(self.compile_setting, int(self.trainer.max_steps), self.device)
+        self.meta_gradient = MetaGradient(self.method, self.execution, compiled)
+        self._trained = [value for value in self.method.parameters() if value.requires_grad]
+
+    def training_step(self, batch: EpisodeBatch, batch_idx: int) -> Tensor:
+        step = self.meta_gradient(batch.episodes)
+        if (self.global_step + 1) % self.log_every == 0:
+            values = {"train/meta_loss": step.loss, **{f"train/{name}": value for name, value in step.logs.items()}}
+            self.log_dict(values, prog_bar=True, batch_size=len(batch.index))
+        return _ReadyGradient.apply(step.loss, len(step.gradient), *step.gradient.values(), *self._trained)
+
+    # ---- evaluation ----------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, EpisodicDataModule):
+            self._check_ways(data)
+
+    def _check_ways(self, data: EpisodicDataModule) -> None:
+        backbone = getattr(self.method, "backbone", None)
+        outputs = getattr(backbone, "out_features", None)
+        if outputs is not None and outputs != data.ways:
+            raise ValueError(
+                f"the network has {outputs} outputs (out_features), but an episode of the data has {data.ways} ways; "
+                "give both the same number"
+            )
+
+    def _start_evaluation(self, split: Literal["val", "test"]) -> None:
+        self.evaluation_sets = self.trainer.datamodule.evaluation_sets(split)  # type: ignore[attr-defined]
+        self.metrics = nn.ModuleDict({str(i): EpisodeMetric(self.diverged_above) for i in range(len(self.evaluation_sets))})
+        self.metrics.to(self.device)
+
+    def _evaluate(self, batch: EpisodeBatch, dataloader_idx: int) -> None:
+        with torch.enable_grad():
+            values = evaluate(self.method, batch.episodes, self.eval_steps)
+        self.metrics[str(dataloader_idx)].update(batch.index, values.detach())
+
+    def _finish_evaluation(self, split: Literal["val", "test"]) -> None:
+        name = self.method.objective.metric_name
+        for i, evaluation in enumerate(self.evaluation_sets):
+            summary: Summary = self.metrics[str(i)].compute()
+            self.summaries[evaluation.name if split == "test" else split] = summary
+            prefix = f"{split}/{evaluation.name}/" if split == "test" else f"{split}/"
+            values = {}
+            for steps in range(len(summary.mean)):
+                for field in ("mean", "ci95", "median", "diverged"):
+                    values[f"{prefix}{name}_step{steps}_{field}"] = getattr(summary, field)[steps].float()
+            self.log_dict(values, sync_dist=False, rank_zero_only=False)
+            if split == "val":
+                headline = summary.mean[min(self.report_step, len(summary.mean) - 1)]
+                self.log(f"val/{name}", headline.float(), prog_bar=True)
+
+    def on_validation_epoch_start(self) -> None:
+        self._start_evaluation("val")
+
+    def validation_step(self, batch: EpisodeBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(batch, dataloader_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        self._finish_evaluation("val")
+
+    def on_test_epoch_start(self) -> None:
+        self._start_evaluation("test")
+
+    def test_step(self, batch: EpisodeBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(batch, dataloader_idx)
+
+    def on_test_epoch_end(self) -> None:
+        self._finish_evaluation("test")
