@@ -37,6 +37,7 @@ class EpisodeMetric(Metric):
     full_state_update = False
     index: list[Tensor]
     values: list[Tensor]
+    ordered: tuple[Tensor, Tensor]
 
     def __init__(self, diverged_above: float | None = None) -> None:
         super().__init__()
@@ -58,7 +59,8 @@ class EpisodeMetric(Metric):
         return index[first], values[first]
 
     def compute(self) -> Summary:
-        _, values = self.per_episode()
+        self.ordered = self.per_episode()  # of all ranks: compute runs on the synchronised state
+        values = self.ordered[1]
         episodes = len(values)
         bound = math.inf if self.diverged_above is None else self.diverged_above
         return Summary(

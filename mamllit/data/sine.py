@@ -99,3 +99,8 @@ class SineDataModule(EpisodicDataModule):
         return EpisodeBatch(
             drawn.number, Episode(Examples(x[:, :shots], y[:, :shots]), Examples(x[:, shots:], y[:, shots:]))
         )
+
+    def truth(self, evaluation: EvaluationSet, task: int, x: Tensor) -> Tensor:
+        """The sine of task number `task` of an evaluation set at the points `x` [P]."""
+        drawn = self.draw(self.eval_seed, evaluation.split, evaluation.shots, evaluation.queries, task, 1)
+        return drawn.amplitude * torch.sin(x - drawn.phase)

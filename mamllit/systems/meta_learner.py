@@ -76,6 +76,8 @@ class MetaLearner(L.LightningModule):
         self.metrics = nn.ModuleDict()
         self.evaluation_sets: list[EvaluationSet] = []
         self.summaries: dict[str, Summary] = {}
+        self.per_episode: dict[str, tuple[Tensor, Tensor]] = {}
+        self.trained_steps = 0
 
     # ---- meta-training -------------------------------------------------------------------------------------------
 
@@ -89,6 +91,12 @@ class MetaLearner(L.LightningModule):
         compiled = should_compile(self.compile_setting, int(self.trainer.max_steps), self.device)
         self.meta_gradient = MetaGradient(self.method, self.execution, compiled)
         self._trained = [value for value in self.method.parameters() if value.requires_grad]
+
+    def on_train_end(self) -> None:
+        self.trained_steps = self.global_step
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.trained_steps = checkpoint["global_step"]
 
     def training_step(self, batch: EpisodeBatch, batch_idx: int) -> Tensor:
         step = self.meta_gradient(batch.episodes)
@@ -127,7 +135,8 @@ class MetaLearner(L.LightningModule):
         name = self.method.objective.metric_name
         for i, evaluation in enumerate(self.evaluation_sets):
             summary: Summary = self.metrics[str(i)].compute()
-            self.summaries[evaluation.name if split == "test" else split] = summary
+            self.summaries[evaluation.name] = summary
+            self.per_episode[evaluation.name] = self.metrics[str(i)].ordered
             prefix = f"{split}/{evaluation.name}/" if split == "test" else f"{split}/"
             values = {}
             for steps in range(len(summary.mean)):

@@ -1,0 +1,7 @@
+"""Lightning callbacks: the progress bar, the figures, and the result table and file."""
+
+from mamllit.callbacks.figures import AdaptationFigures
+from mamllit.callbacks.progress import StepProgressBar
+from mamllit.callbacks.results import ResultWriter
+
+__all__ = ["AdaptationFigures", "ResultWriter", "StepProgressBar"]

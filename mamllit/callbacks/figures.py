@@ -1,0 +1,101 @@
+"""Figures of how the model adapts, as PNG files in the run directory and as images in the loggers."""
+
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import WandbLogger
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from mamllit.data import EpisodicDataModule, EvaluationSet
+from mamllit.episode import Episode
+from mamllit.methods import Method
+from mamllit.plotting import classification_adaptation, learning_curve, regression_adaptation
+from mamllit.systems.meta_learner import MetaLearner
+
+
+class AdaptationFigures(L.Callback):
+    """At the end of a test: the adaptation of a few episodes (the MAML paper's figure 2) and the metric over the steps.
+
+    Args:
+        steps: numbers of inner steps to draw.
+        episodes: regression tasks to draw side by side.
+    """
+
+    def __init__(self, steps: tuple[int, ...] = (0, 1, 10), episodes: int = 3) -> None:
+        self.steps, self.episodes = tuple(steps), episodes
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not (trainer.is_global_zero and isinstance(pl_module, MetaLearner) and isinstance(data, EpisodicDataModule)):
+            return
+        name = type(pl_module.method).__name__
+        for key, figure in self.draw(pl_module, data, f"{name}, {pl_module.trained_steps} iterations").items():
+            path = Path(trainer.default_root_dir) / "figures" / f"{key}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path, dpi=130)
+            print(f"figure: {path}")
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.log_image(f"figures/{key}", [str(path)])
+
+    def draw(self, learner: MetaLearner, data: EpisodicDataModule, title: str) -> dict[str, Figure]:
+        """The figures by name."""
+        metric, regression = learner.method.objective.metric_name, not learner.method.objective.higher_is_better
+        sets = {e.name: e for e in learner.evaluation_sets if e.name in learner.summaries}
+        figures = {
+            "learning_curve": learning_curve(
+                {name: learner.summaries[name] for name in sets}, metric, f"{title}, meta-test", regression
+            )
+        }
+        steps = [s for s in self.steps if s <= learner.eval_steps]
+        for shots, evaluation in {e.shots: e for e in sets.values()}.items():
+            figure = (_regression if regression else _classification)(
+                learner.method, data, evaluation, steps, self.episodes, f"{title}, K = {shots}"
+            )
+            figures[f"adaptation_{shots}shot"] = figure
+        return figures
+
+
+def _outputs(method: Method, episode: Episode, x: Tensor, steps: list[int]) -> dict[int, Tensor]:
+    with torch.enable_grad():
+        states = method.trajectory(episode.support, max(steps))
+    return {s: method.predict(states[min(s, len(states) - 1)], x).detach().cpu() for s in steps}
+
+
+def _regression(
+    method: Method, data: EpisodicDataModule, evaluation: EvaluationSet, steps: list[int], tasks: int, title: str
+) -> Figure:
+    device = next(method.parameters()).device
+    x = torch.linspace(-5, 5, 200, device=device)[:, None]
+    batch = data.episodes(evaluation, 0, tasks).episodes
+    curves: dict[int, list[Tensor]] = {s: [] for s in steps}
+    truth = []
+    for task in range(tasks):
+        episode = Episode(*(type(part)(part.x[task].to(device), part.y[task].to(device)) for part in batch))
+        for s, output in _outputs(method, episode, x, steps).items():
+            curves[s].append(output[:, 0])
+        truth.append(data.truth(evaluation, task, x[:, 0].cpu()))  # type: ignore[attr-defined]
+    predictions = {s: torch.stack(values) for s, values in curves.items()}
+    support = batch.support
+    return regression_adaptation(
+        x[:, 0].cpu(), torch.stack(truth), support.x[..., 0], support.y[..., 0], predictions, title
+    )
+
+
+def _classification(
+    method: Method, data: EpisodicDataModule, evaluation: EvaluationSet, steps: list[int], tasks: int, title: str
+) -> Figure:
+    device = next(method.parameters()).device
+    batch = data.episodes(evaluation, 0, 1).episodes
+    episode = Episode(*(type(part)(part.x[0].to(device), part.y[0].to(device)) for part in batch))
+    logits = _outputs(method, episode, episode.query.x, list(range(max(steps) + 1)))
+    shown = slice(0, None, max(evaluation.queries, 1))  # one query image of each class
+    return classification_adaptation(
+        episode.support.x[:: evaluation.shots].cpu(),
+        episode.query.x[shown].cpu(),
+        episode.query.y[shown].cpu(),
+        {s: value.softmax(-1)[shown] for s, value in logits.items()},
+        title,
+    )

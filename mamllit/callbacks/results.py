@@ -1,0 +1,168 @@
+"""The result of a run: a table on the screen, `result.json` and `episodes.csv` in the run directory, a table in W&B."""
+
+import csv
+import json
+import math
+import platform
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import WandbLogger
+from rich.console import Console
+from rich.table import Table
+
+import mamllit
+from mamllit.metrics import Summary
+from mamllit.systems.meta_learner import MetaLearner
+
+Published = Mapping[str, Mapping[int, float]]
+
+
+class ResultWriter(L.Callback):
+    """Writes what was measured, with everything that is needed to read it rightly.
+
+    Args:
+        published: published means to print beside the measured ones: evaluation set name -> inner steps -> value.
+        table_steps: numbers of inner steps that the printed table shows (all are in the file).
+    """
+
+    def __init__(self, published: Published | None = None, table_steps: Sequence[int] = (0, 1, 2, 3, 5, 10)) -> None:
+        self.published: Published = published or {}
+        self.table_steps = tuple(table_steps)
+        self._fit: dict[str, Any] = {}
+        self._clock, self._first_step = 0.0, 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._clock, self._first_step = time.monotonic(), trainer.global_step
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        seconds = time.monotonic() - self._clock
+        self._fit = {
+            "steps_asked": trainer.max_steps,
+            "steps_this_session": trainer.global_step - self._first_step,
+            "seconds_this_session": round(seconds, 1),
+            "iterations_per_second": round((trainer.global_step - self._first_step) / max(seconds, 1e-9), 2),
+        }
+        if isinstance(pl_module, MetaLearner):
+            self._write(trainer, pl_module, "fit")
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not isinstance(pl_module, MetaLearner):
+            return
+        self._write(trainer, pl_module, "test")
+        if trainer.is_global_zero:
+            Console(width=max(Console().width, 118)).print(self.table(pl_module))
+            print(f"results: {Path(trainer.default_root_dir) / 'result.json'}")
+
+    # ---- the printed table ---------------------------------------------------------------------------------------
+
+    def table(self, learner: MetaLearner) -> Table:
+        """Mean and 95% interval after each number of steps; for regression also the median and the diverged share."""
+        objective = learner.method.objective
+        sets = {e.name: e for e in learner.evaluation_sets}
+        steps = [s for s in self.table_steps if s <= learner.eval_steps]
+        batch_norm = "transductive batch norm" if learner.method.transductive else "no batch norm"
+        title = f"{objective.metric_name} on meta-test after n gradient steps ({batch_norm})"
+        table = Table("meta-test episodes", "", *(f"{s} step{'s' * (s != 1)}" for s in steps), title=title)
+        for name, summary in learner.summaries.items():
+            if name not in sets:
+                continue
+            label = f"{name}\n({summary.episodes} x {sets[name].queries} queries)"
+            rows = [("mean ± 95%", [f"{summary.mean[s]:.4g} ± {summary.ci95[s]:.2g}" for s in steps])]
+            if not objective.higher_is_better:
+                rows.append(("median", [f"{summary.median[s]:.4g}" for s in steps]))
+                rows.append(("diverged", [f"{100 * summary.diverged[s]:.2f}%" for s in steps]))
+            if name in self.published:
+                rows.append(("published", [f"{self.published[name][s]:g}" if s in self.published[name] else "" for s in steps]))
+            for i, (kind, cells) in enumerate(rows):
+                table.add_row(label if i == 0 else "", kind, *cells, end_section=i == len(rows) - 1)
+        return table
+
+    # ---- the files -----------------------------------------------------------------------------------------------
+
+    def _write(self, trainer: L.Trainer, learner: MetaLearner, stage: str) -> None:
+        rows = self._episode_rows(learner) if stage == "test" else []  # on all ranks: it gathers
+        if not trainer.is_global_zero:
+            return
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "result.json"
+        result = json.loads(path.read_text()) if path.exists() else {}
+        result |= {
+            "method": type(learner.method).__name__,
+            "metric": learner.method.objective.metric_name,
+            "transductive": learner.method.transductive,
+            "steps_done": learner.trained_steps,
+            "seed": getattr(trainer.datamodule, "seed", None),  # type: ignore[attr-defined]
+            "command": sys.argv,
+            "versions": _versions(),
+            "machine": {"platform": platform.platform(), "threads": torch.get_num_threads(), "device": str(learner.device)},
+        }
+        if stage == "fit":
+            result["fit"] = self._fit
+        names = {e.name: e for e in learner.evaluation_sets}
+        for name, summary in learner.summaries.items():
+            if name in names:
+                result.setdefault("results", {})[name] = _as_json(names[name], summary)
+        _write_atomically(path, json.dumps(result, indent=2))
+        if rows:
+            with open(folder / "episodes.csv", "w", newline="") as file:
+                csv.writer(file).writerows([("set", "episode", "steps", learner.method.objective.metric_name), *rows])
+        if stage == "test":
+            self._log_table(trainer, result)
+
+    @staticmethod
+    def _episode_rows(learner: MetaLearner) -> list[tuple[str, int, int, float]]:
+        rows = []
+        for name, (index, values) in learner.per_episode.items():
+            for episode, row in zip(index.tolist(), values.tolist(), strict=True):
+                rows += [(name, episode, steps, value) for steps, value in enumerate(row)]
+        return rows
+
+    def _log_table(self, trainer: L.Trainer, result: dict[str, Any]) -> None:
+        columns = ["set", "inner steps", "mean", "ci95", "median", "diverged", "episodes", "queries", "transductive"]
+        data = [
+            [name, steps, *(entry[field][steps] for field in ("mean", "ci95", "median", "diverged")),
+             entry["episodes"], entry["queries"], result["transductive"]]
+            for name, entry in result["results"].items()
+            for steps in range(len(entry["mean"]))
+        ]  # fmt: skip
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_table("test/results", columns=columns, data=data)
+
+
+def _as_json(evaluation: Any, summary: Summary) -> dict[str, Any]:
+    """One evaluation set; a number that JSON cannot hold (inf, nan) becomes a string."""
+
+    def numbers(tensor: torch.Tensor) -> list[float | str]:
+        return [value if math.isfinite(value) else str(value) for value in tensor.tolist()]
+
+    return {
+        "protocol": evaluation.protocol,
+        "split": evaluation.split,
+        "shots": evaluation.shots,
+        "queries": evaluation.queries,
+        "episodes": summary.episodes,
+        **{field: numbers(getattr(summary, field)) for field in ("mean", "ci95", "median", "diverged")},
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "mamllit": mamllit.__version__,
+        "torch": torch.__version__,
+        "lightning": L.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(text)
+    part.replace(path)

@@ -1,0 +1,142 @@
+"""The command line, `mamllit fit|validate|test -c CONFIG.yaml`: LightningCLI with the defaults that episodes need.
+
+What is added to LightningCLI: one run directory per run, in which everything lands; Weights & Biases offline unless asked;
+a test at the end of `fit`; and a `test` that takes the run's checkpoint instead of untrained weights.
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import Logger
+
+from mamllit.callbacks import AdaptationFigures, ResultWriter, StepProgressBar
+from mamllit.data import EpisodicDataModule
+from mamllit.systems import MetaLearner
+
+RUN_DIR_VARIABLE = "MAMLLIT_RUN_DIR"  # tells processes that Lightning starts for the other ranks where the run lives
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "inference_mode": False,  # adaptation at test time needs gradients
+    "max_epochs": -1,  # the stream of episodes has no end; max_steps counts
+    "check_val_every_n_epoch": None,
+    "num_sanity_val_steps": 0,
+    "use_distributed_sampler": False,
+    "enable_model_summary": False,
+    "log_every_n_steps": 1,  # MetaLearner.log_every decides
+}
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the resolved configuration to the run directory, and gives it to the loggers."""
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        resolved = json.loads(self.parser.dump(self.config, skip_none=False, format="json_compact"))
+        for logger in trainer.loggers:
+            if isinstance(logger, Logger):
+                logger.log_hyperparams(resolved)
+
+
+class MamllitCLI(LightningCLI):
+    """See the module; the arguments beside Lightning's are `--wandb`, `--run_name` and `--test_after_fit`."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--wandb", choices=["offline", "online", "disabled"], default="offline", help="W&B mode")
+        parser.add_argument("--run_name", type=str, default="", help="run directory below default_root_dir (seed_<seed>)")
+        parser.add_argument("--test_after_fit", type=bool, default=True, help="evaluate the last weights after fit")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint_last")
+        parser.set_defaults({f"checkpoint_last.{k}": v for k, v in _LAST.items()})
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint_best")
+        parser.set_defaults({f"checkpoint_best.{k}": v for k, v in _BEST.items()})
+        parser.add_lightning_class_args(ResultWriter, "results")
+        parser.add_lightning_class_args(AdaptationFigures, "figures")
+        parser.add_lightning_class_args(StepProgressBar, "progress")
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        fitting = self.subcommand == "fit"
+        run = _run_dir(config, fresh=fitting and not config.get("ckpt_path"))
+        config.trainer.default_root_dir = str(run)
+        config.checkpoint_last.dirpath = config.checkpoint_best.dirpath = str(run / "checkpoints")
+        config.trainer.logger = _loggers(config.trainer.logger, run, config.wandb)
+        if not fitting:
+            config.ckpt_path = _checkpoint(run, config.get("ckpt_path"))
+
+    def after_fit(self) -> None:
+        if self.config.fit.test_after_fit and not self.trainer.interrupted:
+            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+
+
+_LAST = {"filename": "step{step}", "auto_insert_metric_name": False, "every_n_train_steps": 1000, "save_last": True}
+_BEST = {"filename": "best", "enable_version_counter": False, "monitor": "val/accuracy", "mode": "max"}
+
+
+def _run_dir(config: Any, fresh: bool) -> Path:
+    """default_root_dir/run_name; a fresh fit never writes into a directory that holds a run, but beside it."""
+    if known := os.environ.get(RUN_DIR_VARIABLE):
+        return Path(known)
+    seed = config.get("seed_everything")
+    name = config.run_name or f"seed_{0 if seed is True or seed is None else int(seed)}"
+    root = Path(config.trainer.default_root_dir or "runs")
+    taken = [path for path in root.glob(f"{name}*") if re.fullmatch(rf"{re.escape(name)}(_v\d+)?", path.name)]
+    version = max((int(path.name.rsplit("_v", 1)[1]) if "_v" in path.name[len(name) :] else 1 for path in taken), default=0)
+    version = version + 1 if fresh else max(version, 1)
+    run = root / (name if version == 1 else f"{name}_v{version}")
+    if "WORLD_SIZE" not in os.environ:  # launched by us, not by torchrun: the ranks that Lightning starts inherit it
+        os.environ[RUN_DIR_VARIABLE] = str(run)
+    return run
+
+
+def _loggers(loggers: Any, run: Path, wandb: str) -> Any:
+    """The loggers of the configuration, writing into the run directory, W&B in the mode asked for."""
+    if not isinstance(loggers, list):
+        return loggers
+    kept = []
+    for entry in loggers:
+        kind = entry.class_path.rsplit(".", 1)[-1]
+        if kind == "WandbLogger" and wandb == "disabled":
+            continue
+        if entry.init_args.get("save_dir") in (None, "."):
+            entry.init_args.save_dir = str(run)
+        if kind == "WandbLogger":
+            entry.init_args.offline = wandb == "offline"
+            entry.init_args.name = entry.init_args.get("name") or "/".join(run.parts[-3:])
+        kept.append(entry)
+    return kept
+
+
+def _checkpoint(run: Path, asked: str | None) -> str:
+    """The checkpoint to evaluate: "last" (default) and "best" are those of the run, else a path."""
+    path = run / "checkpoints" / f"{asked or 'last'}.ckpt" if asked in (None, "last", "best") else Path(str(asked))
+    if not path.exists():
+        raise FileNotFoundError(
+            f"no checkpoint at {path}: train first with `mamllit fit` and the same configuration, or name a file with --ckpt_path"
+        )
+    return str(path)
+
+
+def run(args: ArgsType = None) -> MamllitCLI:
+    """Run the command line with `args` (default: the process's), as LightningCLI does; returns it with its trainer."""
+    return MamllitCLI(
+        MetaLearner,
+        EpisodicDataModule,
+        subclass_mode_data=True,
+        seed_everything_default=0,
+        trainer_defaults=TRAINER_DEFAULTS,
+        save_config_callback=SaveConfig,
+        save_config_kwargs={"overwrite": True},
+        args=args,
+    )
+
+
+def main() -> None:
+    """Entry point of the `mamllit` command."""
+    run()
+
+
+if __name__ == "__main__":
+    main()
