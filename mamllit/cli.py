@@ -1,7 +1,7 @@
 """The command line, `mamllit fit|validate|test -c CONFIG.yaml`: LightningCLI with the defaults that episodes need.
 
-What is added to LightningCLI: one run directory per run, in which everything lands; Weights & Biases offline unless asked;
-a test at the end of `fit`; and a `test` that takes the run's checkpoint instead of untrained weights.
+What is added to LightningCLI: one run directory per run, in which everything lands; Weights & Biases offline unless
+asked; a test at the end of `fit`; and a `test` that takes the run's checkpoint instead of untrained weights.
 """
 
 import json
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
+from jsonargparse import Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
@@ -32,9 +34,21 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes the resolved configuration to the run directory, and gives it to the loggers."""
+    """Writes `config.yaml` to the run directory of a fit, and gives the resolved configuration to the loggers.
+
+    What is written is `as_asked`, the configuration before the run directory was filled in: `fit -c config.yaml` repeats
+    the run beside the first one. A later `test` leaves the file alone.
+    """
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, as_asked: Namespace) -> None:
+        super().__init__(parser, config, save_to_log_dir=False)
+        self.as_asked = as_asked
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            path = Path(trainer.default_root_dir) / "config.yaml"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.as_asked, str(path), skip_none=False, overwrite=True, multifile=False)
         resolved = json.loads(self.parser.dump(self.config, skip_none=False, format="json_compact"))
         for logger in trainer.loggers:
             if isinstance(logger, Logger):
@@ -42,12 +56,13 @@ class SaveConfig(SaveConfigCallback):
 
 
 class MamllitCLI(LightningCLI):
-    """See the module; the arguments beside Lightning's are `--wandb`, `--run_name` and `--test_after_fit`."""
+    """See the module; the arguments beside Lightning's are `--wandb`, `--run_name`, `--threads` and `--test_after_fit`."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--wandb", choices=["offline", "online", "disabled"], default="offline", help="W&B mode")
         parser.add_argument("--run_name", type=str, default="", help="run directory below default_root_dir (seed_<seed>)")
         parser.add_argument("--test_after_fit", type=bool, default=True, help="evaluate the last weights after fit")
+        parser.add_argument("--threads", type=int | None, default=None, help="CPU threads (torch's default: one per core)")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint_last")
         parser.set_defaults({f"checkpoint_last.{k}": v for k, v in _LAST.items()})
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint_best")
@@ -59,14 +74,25 @@ class MamllitCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         fitting = self.subcommand == "fit"
+        if config.threads is not None:
+            if config.threads < 1:
+                raise ValueError(f"threads is {config.threads}; it must be >= 1")
+            torch.set_num_threads(config.threads)
+        as_asked = config.clone()
+        as_asked.ckpt_path = None  # a resumed run is repeated from its beginning
+        self.save_config_kwargs = {"as_asked": as_asked}
         run = _run_dir(config, fresh=fitting and not config.get("ckpt_path"))
         config.trainer.default_root_dir = str(run)
         config.checkpoint_last.dirpath = config.checkpoint_best.dirpath = str(run / "checkpoints")
         config.trainer.logger = _loggers(config.trainer.logger, run, config.wandb)
+        if config.trainer.enable_progress_bar is False:  # Lightning refuses this beside a bar of our own
+            config.trainer.enable_progress_bar, config.progress.refresh = None, 0
         if not fitting:
             config.ckpt_path = _checkpoint(run, config.get("ckpt_path"))
 
     def after_fit(self) -> None:
+        if not self.trainer.interrupted:  # max_steps need not be a multiple of every_n_train_steps
+            self.trainer.save_checkpoint(Path(self.config.fit.checkpoint_last.dirpath) / "last.ckpt")
         if self.config.fit.test_after_fit and not self.trainer.interrupted:
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
 
@@ -93,10 +119,10 @@ def _run_dir(config: Any, fresh: bool) -> Path:
 
 def _loggers(loggers: Any, run: Path, wandb: str) -> Any:
     """The loggers of the configuration, writing into the run directory, W&B in the mode asked for."""
-    if not isinstance(loggers, list):
+    if not isinstance(loggers, list | Namespace):  # a bool or None: Lightning's own choice
         return loggers
     kept = []
-    for entry in loggers:
+    for entry in loggers if isinstance(loggers, list) else [loggers]:
         kind = entry.class_path.rsplit(".", 1)[-1]
         if kind == "WandbLogger" and wandb == "disabled":
             continue
@@ -114,23 +140,28 @@ def _checkpoint(run: Path, asked: str | None) -> str:
     path = run / "checkpoints" / f"{asked or 'last'}.ckpt" if asked in (None, "last", "best") else Path(str(asked))
     if not path.exists():
         raise FileNotFoundError(
-            f"no checkpoint at {path}: train first with `mamllit fit` and the same configuration, or name a file with --ckpt_path"
+            f"no checkpoint at {path}: train first with `mamllit fit` and the same configuration, "
+            "or name a file with --ckpt_path"
         )
     return str(path)
 
 
 def run(args: ArgsType = None) -> MamllitCLI:
     """Run the command line with `args` (default: the process's), as LightningCLI does; returns it with its trainer."""
-    return MamllitCLI(
-        MetaLearner,
-        EpisodicDataModule,
-        subclass_mode_data=True,
-        seed_everything_default=0,
-        trainer_defaults=TRAINER_DEFAULTS,
-        save_config_callback=SaveConfig,
-        save_config_kwargs={"overwrite": True},
-        args=args,
-    )
+    inherited = RUN_DIR_VARIABLE in os.environ
+    try:
+        return MamllitCLI(
+            MetaLearner,
+            EpisodicDataModule,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            trainer_defaults=TRAINER_DEFAULTS,
+            save_config_callback=SaveConfig,
+            args=args,
+        )
+    finally:
+        if not inherited:  # else a second run of this process would write into the directory of the first
+            os.environ.pop(RUN_DIR_VARIABLE, None)
 
 
 def main() -> None:

@@ -5,12 +5,13 @@ rounding. The whole "gradient of the vectorised meta-loss" step can be compiled:
 through autograd, but here the differentiation is inside what is compiled.
 """
 
+import logging
 import shutil
+import warnings
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
@@ -18,7 +19,11 @@ from mamllit.adaptation import Params
 from mamllit.episode import Episode, Examples
 from mamllit.methods.base import Method
 
-Execution = Literal["vmap", "loop"] | int
+Execution = Literal["auto", "vmap", "loop"] | int
+CPU_CHUNK = 2**19  # input numbers of the episodes that one vectorised chunk holds on a CPU, see `chunk_size`
+
+
+log = logging.getLogger(__name__)
 
 
 class MetaStep(NamedTuple):
@@ -54,32 +59,48 @@ def count(episodes: Episode) -> int:
     return episodes.support.x.shape[0]
 
 
+def chunk_size(execution: Execution, episodes: Episode) -> int:
+    """How many of the `episodes` run vectorised at once.
+
+    "auto" is all of them on an accelerator. On a CPU it is the largest divisor of T whose inputs number at most CPU_CHUNK:
+    beyond that, the activations leave the caches and vectorising costs more than it saves (experiments/benchmarks).
+    """
+    total = count(episodes)
+    if execution == "vmap" or (execution == "auto" and episodes.support.x.device.type != "cpu"):
+        return total
+    if execution == "loop":
+        return 1
+    if execution != "auto":
+        return min(execution, total)
+    inputs = (episodes.support.x.numel() + episodes.query.x.numel()) // total
+    fitting = max(CPU_CHUNK // inputs, 1)
+    return max(size for size in range(1, total + 1) if total % size == 0 and size <= fitting)
+
+
 class MetaGradient:
     """Computes the mean meta-loss of a batch of episodes and its gradient.
 
     Args:
         method: its `meta_loss` is differentiated with respect to its parameters.
-        execution: "vmap" (all episodes at once), "loop" (one by one, the least memory), or a number: chunks of that many
-            episodes, vectorised inside.
+        execution: "vmap" (all episodes at once), "loop" (one by one, the least memory), a number: chunks of that many
+            episodes, vectorised inside; or "auto": see `chunk_size`.
         compiled: run the step under `torch.compile`; where that fails, one warning and the plain step.
 
     Raises:
         ValueError: for a chunk size below 1 or an unknown word.
     """
 
-    def __init__(self, method: Method, execution: Execution = "vmap", compiled: bool = False) -> None:
-        if not (execution in ("vmap", "loop") or (isinstance(execution, int) and execution >= 1)):
-            raise ValueError(f"execution is {execution!r}; it must be 'vmap', 'loop' or a chunk size >= 1")
+    def __init__(self, method: Method, execution: Execution = "auto", compiled: bool = False) -> None:
+        if not (execution in ("auto", "vmap", "loop") or (type(execution) is int and execution >= 1)):
+            raise ValueError(f"execution is {execution!r}; it must be 'auto', 'vmap', 'loop' or a chunk size >= 1")
         self.method, self.execution, self.compiled = method, execution, compiled
         self._verbs = _Verbs(method)
-        self._step = self._vectorised
-        if compiled:
-            self._step = torch.compile(self._vectorised, fullgraph=True, dynamic=False)
+        self._step: Callable[[Params, Episode], MetaStep] | None = None
 
     def __call__(self, episodes: Episode) -> MetaStep:
         params = {name: value.detach() for name, value in self._verbs.named_parameters() if value.requires_grad}
         total = count(episodes)
-        size = {"vmap": total, "loop": 1}.get(self.execution, self.execution)  # type: ignore[call-overload]
+        size = chunk_size(self.execution, episodes)
         if size >= total:
             return self._run(params, episodes)
         parts = [(self._run(params, take(episodes, i, i + size)), min(size, total - i)) for i in range(0, total, size)]
@@ -114,23 +135,29 @@ class MetaGradient:
         if not self.compiled:
             return self._vectorised(params, episodes)
         try:
+            if self._step is None:
+                self._step = torch.compile(self._vectorised, fullgraph=True, dynamic=False)
             return self._step(params, episodes)
         except Exception as error:  # whatever the compiler raises, the plain step is right, only slower
             first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            rank_zero_warn(f"torch.compile failed, so the meta-training step runs uncompiled: {first_line}")
+            warnings.warn(f"torch.compile failed, so the meta-training step runs uncompiled: {first_line}", stacklevel=2)
             self.compiled = False
             return self._vectorised(params, episodes)
 
 
 def evaluate(method: Method, episodes: Episode, steps: int) -> Tensor:
-    """The objective's metric on the query sets after 0, 1, ... inner steps: [T, steps + 1] ([T, 1] without inner loop)."""
+    """The objective's metric on the query sets after 0, 1, ... inner steps: [T, steps + 1] ([T, 1] without inner loop).
+
+    Runs under `no_grad`, which `torch.func.grad` inside the inner loop does not heed: so no graph through the steps is kept.
+    """
 
     def one(episode: Episode) -> Tensor:
         states = method.trajectory(episode.support, steps)
         outputs = [method.predict(state, episode.query.x) for state in states]
         return torch.stack([method.objective.metric(output, episode.query.y) for output in outputs])
 
-    return vmap(one, randomness="different")(episodes)
+    with torch.no_grad():
+        return vmap(one, randomness="different")(episodes)
 
 
 def should_compile(setting: bool | Literal["auto"], steps: int, device: torch.device, worth: int = 2000) -> bool:
@@ -144,6 +171,6 @@ def should_compile(setting: bool | Literal["auto"], steps: int, device: torch.de
     if steps < worth:
         return False
     if device.type == "cpu" and not any(shutil.which(name) for name in ("g++", "c++", "clang++", "cl")):
-        rank_zero_info("compile: auto found no C++ compiler; the meta-training step runs uncompiled")
+        log.warning("compile: auto found no C++ compiler; the meta-training step runs uncompiled")
         return False
     return True

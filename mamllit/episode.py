@@ -27,7 +27,7 @@ class Episode(NamedTuple):
 
 
 class EpisodeBatch(NamedTuple):
-    """T episodes and their numbers `index` [T] (int64) in the stream they were drawn from."""
+    """T episodes and their `number` [T] (int64) in the stream they were drawn from."""
 
-    index: Tensor
+    number: Tensor
     episodes: Episode

@@ -36,7 +36,7 @@ class Classification:
         return F.cross_entropy(output, y)
 
     def metric(self, output: Tensor, y: Tensor) -> Tensor:
-        return (output.argmax(-1) == y).to(output.dtype).mean()
+        return (output.argmax(-1) == y).float().mean()
 
     def ways(self, output: Tensor) -> int:
         return output.shape[-1]

@@ -36,9 +36,16 @@ class SameConv2d(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1, algorithm: ConvAlgorithm = "patches"
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int = 3,
+        stride: int = 1,
+        algorithm: ConvAlgorithm = "patches",
     ) -> None:
         super().__init__()
+        if algorithm not in ("patches", "conv2d"):
+            raise ValueError(f"algorithm is {algorithm!r}; it must be 'patches' or 'conv2d'")
         self.kernel, self.stride, self.algorithm = kernel, stride, algorithm
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(out_channels))
@@ -53,7 +60,11 @@ class SameConv2d(nn.Module):
             return F.conv2d(x.permute(0, 3, 1, 2), self.weight, self.bias, stride=self.stride).permute(0, 2, 3, 1)
         rows, columns = -(-height // self.stride), -(-width // self.stride)
         shifted = [
-            x[:, i : i + (rows - 1) * self.stride + 1 : self.stride, j : j + (columns - 1) * self.stride + 1 : self.stride]
+            x[
+                :,
+                i : i + (rows - 1) * self.stride + 1 : self.stride,
+                j : j + (columns - 1) * self.stride + 1 : self.stride,
+            ]
             for i in range(self.kernel)
             for j in range(self.kernel)
         ]
@@ -94,15 +105,12 @@ class Conv4(nn.Module):
         super().__init__()
         if downsample not in ("stride", "max_pool"):
             raise ValueError(f"downsample is {downsample!r}; it must be 'stride' or 'max_pool'")
-        if conv_algorithm not in ("patches", "conv2d"):
-            raise ValueError(f"conv_algorithm is {conv_algorithm!r}; it must be 'patches' or 'conv2d'")
         self.in_channels, self.image_size, self.out_features = in_channels, image_size, out_features
         self.downsample = downsample
         channels = [in_channels, filters, filters, filters, filters]
         stride = 2 if downsample == "stride" else 1
         self.convs = nn.ModuleList(
-            SameConv2d(a, b, stride=stride, algorithm=conv_algorithm)
-            for a, b in zip(channels[:-1], channels[1:], strict=True)
+            SameConv2d(a, b, stride=stride, algorithm=conv_algorithm) for a, b in zip(channels[:-1], channels[1:], strict=True)
         )
         self.norms = nn.ModuleList(BatchStatNorm(filters, scale=norm_scale) for _ in self.convs)
         side = image_size

@@ -46,10 +46,11 @@ class MLP(nn.Module):
             raise ValueError(f"init is {init!r}; it must be 'torch' or 'paper'")
         self.in_features, self.out_features, self.activation = in_features, out_features, activation
         sizes = [in_features, *hidden]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, [*hidden, out_features], strict=True))
+        layers = [nn.Linear(a, b) for a, b in zip(sizes, [*hidden, out_features], strict=True)]
+        self.layers = nn.ModuleList(layers)
         self.norms = nn.ModuleList(BatchStatNorm(size) for size in hidden) if norm else None
         if init == "paper":
-            for layer in self.layers:
+            for layer in layers:
                 nn.init.trunc_normal_(layer.weight, std=0.01, a=-0.02, b=0.02)
                 nn.init.zeros_(layer.bias)
 

@@ -59,9 +59,9 @@ class AdaptationFigures(L.Callback):
 
 
 def _outputs(method: Method, episode: Episode, x: Tensor, steps: list[int]) -> dict[int, Tensor]:
-    with torch.enable_grad():
+    with torch.no_grad():  # `torch.func.grad` differentiates inside all the same
         states = method.trajectory(episode.support, max(steps))
-    return {s: method.predict(states[min(s, len(states) - 1)], x).detach().cpu() for s in steps}
+        return {s: method.predict(states[min(s, len(states) - 1)], x).cpu() for s in steps}
 
 
 def _regression(
@@ -79,9 +79,7 @@ def _regression(
         truth.append(data.truth(evaluation, task, x[:, 0].cpu()))  # type: ignore[attr-defined]
     predictions = {s: torch.stack(values) for s, values in curves.items()}
     support = batch.support
-    return regression_adaptation(
-        x[:, 0].cpu(), torch.stack(truth), support.x[..., 0], support.y[..., 0], predictions, title
-    )
+    return regression_adaptation(x[:, 0].cpu(), torch.stack(truth), support.x[..., 0], support.y[..., 0], predictions, title)
 
 
 def _classification(

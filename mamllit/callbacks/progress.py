@@ -12,33 +12,36 @@ class StepProgressBar(ProgressBar):
     """Meta-updates done of those asked for, with the last logged training values and the last validation.
 
     Args:
-        refresh: steps between two updates of the bar.
+        refresh: steps between two updates of the bar; 0 for no bar.
+
+    Raises:
+        ValueError: for a negative number.
     """
 
     def __init__(self, refresh: int = 50) -> None:
         super().__init__()
+        if refresh < 0:
+            raise ValueError(f"refresh is {refresh}; it must be >= 0 (0: no bar)")
         self.refresh = refresh
         self._bar: tqdm | None = None
-        self._enabled = True
+        self._enabled = refresh > 0
 
     def disable(self) -> None:
         self._enabled = False
 
     def enable(self) -> None:
-        self._enabled = True
+        self._enabled = self.refresh > 0
 
     def _open(self, label: str, total: int | None, done: int = 0) -> tqdm:
         interval = 0.1 if sys.stderr.isatty() else 30.0  # a log file wants a line now and then, not ten a second
-        return tqdm(
-            desc=label, total=total, initial=done, disable=not self._enabled, mininterval=interval, dynamic_ncols=True
-        )
+        return tqdm(desc=label, total=total, initial=done, disable=not self._enabled, mininterval=interval, dynamic_ncols=True)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         total = trainer.max_steps if trainer.max_steps > 0 else None
         self._bar = self._open("meta-training", total, trainer.global_step)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        if self._bar is not None and trainer.global_step % self.refresh == 0:
+        if self._bar is not None and self._enabled and trainer.global_step % self.refresh == 0:
             self._update(trainer)
 
     def _update(self, trainer: L.Trainer) -> None:

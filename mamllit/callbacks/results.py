@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 from rich.table import Table
@@ -68,11 +69,12 @@ class ResultWriter(L.Callback):
         steps = [s for s in self.table_steps if s <= learner.eval_steps]
         batch_norm = "transductive batch norm" if learner.method.transductive else "no batch norm"
         title = f"{objective.metric_name} on meta-test after n gradient steps ({batch_norm})"
+        per_class = " per class" if objective.higher_is_better else ""
         table = Table("meta-test episodes", "", *(f"{s} step{'s' * (s != 1)}" for s in steps), title=title)
         for name, summary in learner.summaries.items():
             if name not in sets:
                 continue
-            label = f"{name}\n({summary.episodes} x {sets[name].queries} queries)"
+            label = f"{name}\n({summary.episodes} x {sets[name].queries} queries{per_class})"
             rows = [("mean ± 95%", [f"{summary.mean[s]:.4g} ± {summary.ci95[s]:.2g}" for s in steps])]
             if not objective.higher_is_better:
                 rows.append(("median", [f"{summary.median[s]:.4g}" for s in steps]))
@@ -86,7 +88,6 @@ class ResultWriter(L.Callback):
     # ---- the files -----------------------------------------------------------------------------------------------
 
     def _write(self, trainer: L.Trainer, learner: MetaLearner, stage: str) -> None:
-        rows = self._episode_rows(learner) if stage == "test" else []  # on all ranks: it gathers
         if not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir)
@@ -97,29 +98,38 @@ class ResultWriter(L.Callback):
             "method": type(learner.method).__name__,
             "metric": learner.method.objective.metric_name,
             "transductive": learner.method.transductive,
-            "steps_done": learner.trained_steps,
+            "steps_done": trainer.global_step if stage == "fit" else learner.trained_steps,
             "seed": getattr(trainer.datamodule, "seed", None),  # type: ignore[attr-defined]
             "command": sys.argv,
             "versions": _versions(),
-            "machine": {"platform": platform.platform(), "threads": torch.get_num_threads(), "device": str(learner.device)},
+            "machine": {
+                "platform": platform.platform(),
+                "threads": torch.get_num_threads(),
+                "device": str(learner.device),
+            },
         }
         if stage == "fit":
             result["fit"] = self._fit
+            if best := _best_checkpoint(trainer):
+                result["best_checkpoint"] = best
+                for logger in trainer.loggers:
+                    if isinstance(logger, WandbLogger):
+                        logger.experiment.summary["best_checkpoint"] = best
         names = {e.name: e for e in learner.evaluation_sets}
         for name, summary in learner.summaries.items():
             if name in names:
                 result.setdefault("results", {})[name] = _as_json(names[name], summary)
         _write_atomically(path, json.dumps(result, indent=2))
-        if rows:
-            with open(folder / "episodes.csv", "w", newline="") as file:
-                csv.writer(file).writerows([("set", "episode", "steps", learner.method.objective.metric_name), *rows])
         if stage == "test":
+            header = ("set", "episode", "steps", learner.method.objective.metric_name)
+            with open(folder / "episodes.csv", "w", newline="") as file:
+                csv.writer(file).writerows([header, *self._episode_rows(learner)])
             self._log_table(trainer, result)
 
     @staticmethod
     def _episode_rows(learner: MetaLearner) -> list[tuple[str, int, int, float]]:
         rows = []
-        for name, (index, values) in learner.per_episode.items():
+        for name, (index, values) in ((e.name, learner.per_episode[e.name]) for e in learner.evaluation_sets):
             for episode, row in zip(index.tolist(), values.tolist(), strict=True):
                 rows += [(name, episode, steps, value) for steps, value in enumerate(row)]
         return rows
@@ -141,7 +151,7 @@ def _as_json(evaluation: Any, summary: Summary) -> dict[str, Any]:
     """One evaluation set; a number that JSON cannot hold (inf, nan) becomes a string."""
 
     def numbers(tensor: torch.Tensor) -> list[float | str]:
-        return [value if math.isfinite(value) else str(value) for value in tensor.tolist()]
+        return [_as_number(value) for value in tensor.tolist()]
 
     return {
         "protocol": evaluation.protocol,
@@ -151,6 +161,25 @@ def _as_json(evaluation: Any, summary: Summary) -> dict[str, Any]:
         "episodes": summary.episodes,
         **{field: numbers(getattr(summary, field)) for field in ("mean", "ci95", "median", "diverged")},
     }
+
+
+def _as_number(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)
+
+
+def _best_checkpoint(trainer: L.Trainer) -> dict[str, Any] | None:
+    """Path (from the run directory), monitored metric, its value and step of the best checkpoint; None without one."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
+            path, folder = Path(callback.best_model_path), Path(trainer.default_root_dir).resolve()
+            assert callback.best_model_score is not None
+            return {
+                "path": str(path.relative_to(folder) if path.is_relative_to(folder) else path),
+                "monitor": callback.monitor,
+                "score": _as_number(callback.best_model_score.item()),
+                "step": torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"],
+            }
+    return None
 
 
 def _versions() -> dict[str, str]:

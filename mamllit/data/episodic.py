@@ -57,6 +57,8 @@ class EpisodicDataModule(L.LightningDataModule, ABC):
         ValueError: for a number below its bound or an unknown protocol; at `setup`, when the ranks do not divide B.
     """
 
+    ways: int  # N, classes per episode; 1 in regression
+
     def __init__(
         self,
         shots: int,
@@ -135,9 +137,7 @@ class EpisodicDataModule(L.LightningDataModule, ABC):
     def episodes(self, evaluation: EvaluationSet, first: int = 0, count: int | None = None) -> EpisodeBatch:
         """Episodes of an evaluation set, on the CPU (for figures and for use without a Trainer)."""
         count = evaluation.episodes - first if count is None else count
-        return self.build(
-            self.draw(self.eval_seed, evaluation.split, evaluation.shots, evaluation.queries, first, count)
-        )
+        return self.build(self.draw(self.eval_seed, evaluation.split, evaluation.shots, evaluation.queries, first, count))
 
     def setup(self, stage: str) -> None:
         world = self._world()[1]
@@ -165,8 +165,12 @@ class EpisodicDataModule(L.LightningDataModule, ABC):
         rank, world = self._world()
         loaders = []
         for evaluation in self.evaluation_sets(split):
-            share = -(-evaluation.episodes // world)  # contiguous shares, the last one shorter
-            start, stop = min(rank * share, evaluation.episodes), min((rank + 1) * share, evaluation.episodes)
+            if evaluation.episodes < world:
+                raise ValueError(
+                    f"the evaluation set {evaluation.name!r} has {evaluation.episodes} episodes for {world} ranks; each rank "
+                    "needs one: evaluate on fewer ranks, or on more episodes"
+                )
+            start, stop = (evaluation.episodes * r // world for r in (rank, rank + 1))
 
             def draw(batch: int, evaluation=evaluation, start=start, stop=stop) -> Any:
                 first = start + batch * self.eval_batch_size
@@ -191,7 +195,8 @@ class EpisodicDataModule(L.LightningDataModule, ABC):
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         if device.type == "cpu":
             return batch
-        return type(batch)(*(tensor.to(device, non_blocking=True) for tensor in batch))
+        # scalars are read by Python in `build`: they stay here, so that reading them does not wait for the device
+        return type(batch)(*(t.to(device, non_blocking=True) if t.dim() else t for t in batch))
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> EpisodeBatch:
         return self.build(batch)

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -82,13 +82,8 @@ class ImageDataModule(EpisodicDataModule):
             self.pools[split].offsets, self.ways, shots + queries,
             seed=seed, split=split, first=first, count=count, rotate=self.rotate,
         )  # fmt: skip
-        return ImageDraw(*map(torch.from_numpy, drawn), torch.tensor(SPLITS.index(split)), torch.tensor(shots))
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        if device.type == "cpu":
-            return batch
-        moved = (tensor.to(device, non_blocking=True) for tensor in batch[:3])
-        return ImageDraw(*moved, *batch[3:])  # the two scalars are read by Python: reading them must not wait for the GPU
+        number, image, turns = map(torch.from_numpy, drawn)
+        return ImageDraw(number, image, turns, torch.tensor(SPLITS.index(split)), torch.tensor(shots))
 
     def build(self, drawn: ImageDraw) -> EpisodeBatch:
         pool, shots = self._images(SPLITS[int(drawn.split)], drawn.image.device), int(drawn.shots)

@@ -24,8 +24,8 @@ class ImageEpisodes(NamedTuple):
     turns: Array
 
 
-def uniform(seed: int, split: str, first: int, count: int, width: int) -> Array:
-    """Uniform numbers in [0, 1), [count, width], float64: row r depends on (seed, split, first + r, width) alone.
+def uniform(seed: int, split: str, first: int, count: int, width: int, stream: int = 0) -> Array:
+    """Uniform numbers in [0, 1), [count, width], float64: row r depends on (seed, split, stream, first + r, width) alone.
 
     Raises:
         ValueError: for an unknown split or a negative seed or episode number.
@@ -35,7 +35,7 @@ def uniform(seed: int, split: str, first: int, count: int, width: int) -> Array:
     if seed < 0 or first < 0:
         raise ValueError(f"seed is {seed} and the first episode {first}; both must be >= 0")
     blocks = -(-width // 4)  # Philox makes four 64-bit numbers per count of its counter
-    key = np.array([seed, SPLITS.index(split)], dtype=np.uint64)
+    key = np.array([seed, SPLITS.index(split) + len(SPLITS) * stream], dtype=np.uint64)
     counter = np.array([first * blocks, 0, 0, 0], dtype=np.uint64)
     raw = np.random.Philox(key=key, counter=counter).random_raw(count * blocks * 4)
     return (raw >> np.uint64(11)).reshape(count, blocks * 4)[:, :width] * 2.0**-53

@@ -81,14 +81,16 @@ class SineDataModule(EpisodicDataModule):
         return [EvaluationSet("val", "standard", "val", self.shots, self.standard_queries, self.val_episodes)]
 
     def draw(self, seed: int, split: str, shots: int, queries: int, first: int, count: int) -> SineDraw:
-        numbers = torch.from_numpy(uniform(seed, split, first, count, 2 + shots + queries)).float()
-        x = X[0] + (X[1] - X[0]) * numbers[:, 2:]
+        # points come from a stream of their own, so that task i is the same sine for every number of points
+        sine = torch.from_numpy(uniform(seed, split, first, count, 2)).float()
+        points = torch.from_numpy(uniform(seed, split, first, count, shots + queries, stream=1)).float()
+        x = X[0] + (X[1] - X[0]) * points
         if self.query_points == "grid" and split != "train":
             x[:, shots:] = torch.linspace(*X, queries)
         return SineDraw(
             number=torch.arange(first, first + count),
-            amplitude=AMPLITUDE[0] + (AMPLITUDE[1] - AMPLITUDE[0]) * numbers[:, 0],
-            phase=PHASE[0] + (PHASE[1] - PHASE[0]) * numbers[:, 1],
+            amplitude=AMPLITUDE[0] + (AMPLITUDE[1] - AMPLITUDE[0]) * sine[:, 0],
+            phase=PHASE[0] + (PHASE[1] - PHASE[0]) * sine[:, 1],
             x=x,
             support=torch.tensor(shots),
         )
@@ -96,9 +98,7 @@ class SineDataModule(EpisodicDataModule):
     def build(self, drawn: SineDraw) -> EpisodeBatch:
         y = drawn.amplitude[:, None] * torch.sin(drawn.x - drawn.phase[:, None])
         x, y, shots = drawn.x[..., None], y[..., None], int(drawn.support)
-        return EpisodeBatch(
-            drawn.number, Episode(Examples(x[:, :shots], y[:, :shots]), Examples(x[:, shots:], y[:, shots:]))
-        )
+        return EpisodeBatch(drawn.number, Episode(Examples(x[:, :shots], y[:, :shots]), Examples(x[:, shots:], y[:, shots:])))
 
     def truth(self, evaluation: EvaluationSet, task: int, x: Tensor) -> Tensor:
         """The sine of task number `task` of an evaluation set at the points `x` [P]."""

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor, nn
+from torch import Tensor
 
 from mamllit.data import EpisodicDataModule, EvaluationSet
 from mamllit.engine import Execution, MetaGradient, evaluate, should_compile
@@ -41,7 +41,7 @@ class MetaLearner(L.LightningModule):
         lr_scheduler: makes a scheduler from the optimiser, stepped after every meta-update; None for a constant rate.
         eval_steps: inner steps at validation and test; metrics are reported after 0, 1, ..., eval_steps.
         report_step: the number of steps whose value is the headline (`val/<metric>`, progress bar, model selection).
-        execution: how the episodes of a meta-batch run: "vmap", "loop", or a chunk size (see `mamllit.engine`).
+        execution: how the episodes of a meta-batch run: "auto", "vmap", "loop", or a chunk size (see `mamllit.engine`).
         compile: compile the training step: "auto" does so for runs of 2,000 steps or more, where a compiler is there.
         log_every: steps between two logged training values; logging each step would cost more than a sine step.
         diverged_above: an evaluation value above this counts as a diverged episode (regression).
@@ -57,7 +57,7 @@ class MetaLearner(L.LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         eval_steps: int = 10,
         report_step: int = 1,
-        execution: Execution = "vmap",
+        execution: Execution = "auto",
         compile: bool | Literal["auto"] = "auto",
         log_every: int = 50,
         diverged_above: float | None = None,
@@ -73,7 +73,7 @@ class MetaLearner(L.LightningModule):
         self.execution, self.compile_setting, self.log_every = execution, compile, log_every
         self.diverged_above = diverged_above
         self.meta_gradient = MetaGradient(method, execution)
-        self.metrics = nn.ModuleDict()
+        self.metrics: list[EpisodeMetric] = []
         self.evaluation_sets: list[EvaluationSet] = []
         self.summaries: dict[str, Summary] = {}
         self.per_episode: dict[str, tuple[Tensor, Tensor]] = {}
@@ -85,12 +85,16 @@ class MetaLearner(L.LightningModule):
         optimizer = self._optimizer(self.method.parameters())
         if self._lr_scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._lr_scheduler(optimizer), "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self._lr_scheduler(optimizer), "interval": "step"},
+        }
 
     def on_fit_start(self) -> None:
         compiled = should_compile(self.compile_setting, int(self.trainer.max_steps), self.device)
         self.meta_gradient = MetaGradient(self.method, self.execution, compiled)
         self._trained = [value for value in self.method.parameters() if value.requires_grad]
+        self.trainer.log_every_n_steps = self.log_every  # type: ignore[attr-defined]  # else the loggers get the last value again at every step
 
     def on_train_end(self) -> None:
         self.trained_steps = self.global_step
@@ -102,7 +106,7 @@ class MetaLearner(L.LightningModule):
         step = self.meta_gradient(batch.episodes)
         if (self.global_step + 1) % self.log_every == 0:
             values = {"train/meta_loss": step.loss, **{f"train/{name}": value for name, value in step.logs.items()}}
-            self.log_dict(values, prog_bar=True, batch_size=len(batch.index))
+            self.log_dict(values, prog_bar=True, batch_size=len(batch.number))
         return _ReadyGradient.apply(step.loss, len(step.gradient), *step.gradient.values(), *self._trained)
 
     # ---- evaluation ----------------------------------------------------------------------------------------------
@@ -122,30 +126,34 @@ class MetaLearner(L.LightningModule):
             )
 
     def _start_evaluation(self, split: Literal["val", "test"]) -> None:
-        self.evaluation_sets = self.trainer.datamodule.evaluation_sets(split)  # type: ignore[attr-defined]
-        self.metrics = nn.ModuleDict({str(i): EpisodeMetric(self.diverged_above) for i in range(len(self.evaluation_sets))})
-        self.metrics.to(self.device)
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, EpisodicDataModule):
+            raise TypeError(
+                f"MetaLearner evaluates on the fixed episodes of an EpisodicDataModule, but the Trainer has {data!r}; "
+                "pass datamodule=..., a subclass of mamllit.data.EpisodicDataModule"
+            )
+        self.evaluation_sets = data.evaluation_sets(split)
+        self.metrics = [EpisodeMetric(self.diverged_above).to(self.device) for _ in self.evaluation_sets]
 
     def _evaluate(self, batch: EpisodeBatch, dataloader_idx: int) -> None:
-        with torch.enable_grad():
-            values = evaluate(self.method, batch.episodes, self.eval_steps)
-        self.metrics[str(dataloader_idx)].update(batch.index, values.detach())
+        values = evaluate(self.method, batch.episodes, self.eval_steps)
+        self.metrics[dataloader_idx].update(batch.number, values)
 
     def _finish_evaluation(self, split: Literal["val", "test"]) -> None:
         name = self.method.objective.metric_name
-        for i, evaluation in enumerate(self.evaluation_sets):
-            summary: Summary = self.metrics[str(i)].compute()
+        for evaluation, metric in zip(self.evaluation_sets, self.metrics, strict=True):
+            summary: Summary = metric.compute()
             self.summaries[evaluation.name] = summary
-            self.per_episode[evaluation.name] = self.metrics[str(i)].ordered
+            self.per_episode[evaluation.name] = metric.ordered
             prefix = f"{split}/{evaluation.name}/" if split == "test" else f"{split}/"
             values = {}
             for steps in range(len(summary.mean)):
                 for field in ("mean", "ci95", "median", "diverged"):
                     values[f"{prefix}{name}_step{steps}_{field}"] = getattr(summary, field)[steps].float()
-            self.log_dict(values, sync_dist=False, rank_zero_only=False)
+            self.log_dict(values, sync_dist=True)  # equal on all ranks already; said so that Lightning need not warn
             if split == "val":
                 headline = summary.mean[min(self.report_step, len(summary.mean) - 1)]
-                self.log(f"val/{name}", headline.float(), prog_bar=True)
+                self.log(f"val/{name}", headline.float(), prog_bar=True, sync_dist=True)
 
     def on_validation_epoch_start(self) -> None:
         self._start_evaluation("val")

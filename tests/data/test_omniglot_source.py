@@ -362,9 +362,7 @@ def test_download_leaves_alone_what_is_there(served: Path, tmp_path: Path) -> No
 
 def test_a_download_that_fails_says_where_to_put_the_file(served: Path, tmp_path: Path) -> None:
     (served / "images_evaluation.zip").unlink()
-    with pytest.raises(
-        RuntimeError, match=r"images_evaluation.zip: the server answered 404 .*put the file at .*new/im"
-    ):
+    with pytest.raises(RuntimeError, match=r"images_evaluation.zip: the server answered 404 .*put the file at .*new/im"):
         load(tmp_path / "new", download=True)
 
 

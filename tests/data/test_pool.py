@@ -57,9 +57,7 @@ def test_a_pool_that_does_not_fit_together_names_all_that_is_wrong() -> None:
 
 @pytest.mark.parametrize("offsets", [[0, 3, 3], [1, 2, 3], [0, 1, 2], [0, 4, 3]])
 def test_offsets_must_cover_the_images(offsets: list[int]) -> None:
-    with pytest.raises(
-        ValueError, match=r"offsets must rise from 0 to the number of images \(3\), every class holding"
-    ):
+    with pytest.raises(ValueError, match=r"offsets must rise from 0 to the number of images \(3\), every class holding"):
         ClassPool(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), np.array(offsets, np.int64), ("a", "b"))
 
 
@@ -179,9 +177,7 @@ def test_a_file_of_that_name_is_left_alone(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [cache]
 
 
-def test_an_interrupted_save_leaves_the_old_cache_and_no_rubbish(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_save_leaves_the_old_cache_and_no_rubbish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_cache(tmp_path / "cache", {"all": make_pool()}, "v1")
 
     def full_disk(file: object) -> None:

@@ -1,0 +1,161 @@
+"""The figures of a run: their files, and that what they show is what the data and the model say."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mamllit.backbones import MLP
+from mamllit.callbacks import AdaptationFigures
+from mamllit.data import EpisodicDataModule, EvaluationSet, SineDataModule
+from mamllit.methods import MAML
+from mamllit.metrics import Summary
+from mamllit.objectives import Classification, Regression
+from mamllit.systems import MetaLearner
+
+TESTS = Path(__file__).parents[1]
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def after_test(method: MAML, data: EpisodicDataModule, eval_steps: int = 3) -> MetaLearner:
+    """A learner as a test leaves it, with made-up values."""
+    learner = MetaLearner(method, eval_steps=eval_steps)
+    learner.evaluation_sets = data.evaluation_sets("test")
+    values = torch.linspace(1, 0.5, eval_steps + 1)
+    learner.summaries = {e.name: Summary(values, values / 10, values, values * 0, 4) for e in learner.evaluation_sets}
+    learner.summaries["val"] = learner.summaries[learner.evaluation_sets[0].name]
+    learner.trained_steps = 123
+    return learner
+
+
+def sine(**changes: Any) -> tuple[MetaLearner, SineDataModule]:
+    data = SineDataModule(seed=0, eval_seed=5, test_shots=(5, 10), protocols=("paper",), test_episodes=4, **changes)
+    return after_test(MAML(MLP(1, [8], 1), Regression(), 0.01, 1, "sum_over_shots"), data), data
+
+
+@pytest.fixture
+def images(monkeypatch: pytest.MonkeyPatch) -> tuple[MetaLearner, EpisodicDataModule]:
+    monkeypatch.syspath_prepend(TESTS)
+    from toy_images import ToyImages
+
+    data = ToyImages(ways=3, shots=2, queries=2)
+    data.setup("test")
+    return after_test(MAML(MLP(64, [8], 3), Classification(), 0.1, 1, "sum_over_shots"), data), data
+
+
+def trainer(folder: Path, data: Any, **changes: Any) -> Any:
+    return SimpleNamespace(
+        **{"default_root_dir": str(folder), "is_global_zero": True, "datamodule": data, "loggers": [], **changes}
+    )
+
+
+def written(folder: Path) -> set[str]:
+    """Names of the PNG files that are really PNGs and no stubs."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert all(path.read_bytes().startswith(PNG) and path.stat().st_size > 5000 for path in files)
+    return {str(path.relative_to(folder)) for path in files}
+
+
+# ---- the files -------------------------------------------------------------------------------------------------------
+
+
+def test_a_regression_test_writes_the_curve_and_one_figure_per_shots(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    learner, data = sine()
+    AdaptationFigures().on_test_end(trainer(tmp_path, data), learner)
+    names = {"figures/learning_curve.png", "figures/adaptation_5shot.png", "figures/adaptation_10shot.png"}
+    assert written(tmp_path) == names
+    assert set(capsys.readouterr().out.splitlines()) == {f"figure: {tmp_path / name}" for name in names}
+
+
+def test_a_classification_test_writes_the_curve_and_an_episode(
+    images: tuple[MetaLearner, EpisodicDataModule], tmp_path: Path
+) -> None:
+    learner, data = images
+    AdaptationFigures().on_test_end(trainer(tmp_path, data), learner)
+    assert written(tmp_path) == {"figures/learning_curve.png", "figures/adaptation_2shot.png"}
+
+
+def test_other_ranks_and_foreign_data_draw_nothing(tmp_path: Path) -> None:
+    learner, data = sine()
+    AdaptationFigures().on_test_end(trainer(tmp_path, data, is_global_zero=False), learner)
+    AdaptationFigures().on_test_end(trainer(tmp_path, None), learner)
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- what they show --------------------------------------------------------------------------------------------------
+
+
+def test_the_drawn_truth_is_the_sine_of_the_task() -> None:
+    learner, data = sine()
+    figures = AdaptationFigures(episodes=3).draw(learner, data, "title")
+    for evaluation in learner.evaluation_sets:
+        drawn = data.draw(5, "test", evaluation.shots, evaluation.queries, 0, 3)
+        panels = figures[f"adaptation_{evaluation.shots}shot"].axes
+        assert len(panels) == 3
+        for task, axes in enumerate(panels):
+            truth, support = axes.get_lines()[0], axes.get_lines()[-1]
+            x = np.asarray(truth.get_xdata())
+            assert (x[0], x[-1]) == (-5, 5)
+            expected = float(drawn.amplitude[task]) * np.sin(x - float(drawn.phase[task]))
+            np.testing.assert_allclose(truth.get_ydata(), expected, atol=1e-5)
+            assert 0.1 <= float(drawn.amplitude[task]) <= 5
+            assert 0 <= float(drawn.phase[task]) <= math.pi
+            points = np.asarray(support.get_xdata())
+            np.testing.assert_array_equal(points, drawn.x[task, : evaluation.shots])
+            on_curve = float(drawn.amplitude[task]) * np.sin(points - float(drawn.phase[task]))
+            np.testing.assert_allclose(support.get_ydata(), on_curve, atol=1e-5)
+
+
+def test_the_drawn_predictions_are_those_of_the_adapted_model() -> None:
+    learner, data = sine()
+    evaluation = learner.evaluation_sets[0]
+    axes = AdaptationFigures(steps=(0, 2, 10), episodes=1).draw(learner, data, "")["adaptation_5shot"].axes[0]
+    _, *adapted, _ = axes.get_lines()
+    assert [line.get_label() for line in adapted] == ["before adaptation", "after 2 steps"]  # 10 is beyond eval_steps
+    batch = data.episodes(evaluation, 0, 1).episodes
+    support = type(batch.support)(batch.support.x[0], batch.support.y[0])
+    x = torch.linspace(-5, 5, 200)[:, None]
+    for line, steps in zip(adapted, (0, 2), strict=True):
+        state = learner.method.adapt(support, steps)
+        expected = learner.method.predict(state, x).detach()[:, 0]
+        np.testing.assert_allclose(line.get_ydata(), expected, atol=1e-5)
+    assert not np.allclose(adapted[0].get_ydata(), adapted[1].get_ydata())
+
+
+def test_the_learning_curve_shows_the_tested_sets_only() -> None:
+    learner, data = sine()
+    (axes,) = AdaptationFigures().draw(learner, data, "MAML, 123 iterations")["learning_curve"].axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [e.name for e in learner.evaluation_sets]
+    assert axes.get_title() == "MAML, 123 iterations, meta-test"
+    assert axes.get_ylabel() == "mse"
+
+
+def test_the_classification_figure_shows_one_support_and_one_query_image_of_each_class(
+    images: tuple[MetaLearner, EpisodicDataModule],
+) -> None:
+    learner, data = images
+    evaluation: EvaluationSet = learner.evaluation_sets[0]
+    assert evaluation.queries == 3
+    figure = AdaptationFigures(steps=(0, 2)).draw(learner, data, "title")["adaptation_2shot"]
+    batch = data.episodes(evaluation, 0, 1).episodes
+    pictures = [axes for axes in figure.axes if axes.get_images()]
+    shown = [np.asarray(axes.get_images()[0].get_array()) for axes in pictures]
+    expected = [*batch.support.x[0, ::2, 0], *batch.query.x[0, ::3, 0]]
+    assert len(shown) == len(expected) == 6
+    for mine, image in zip(shown, expected, strict=True):
+        np.testing.assert_array_equal(mine, image)
+    assert [axes.get_title() for axes in pictures[3:]] == ["query, class 0", "query, class 1", "query, class 2"]
+    support = type(batch.support)(batch.support.x[0], batch.support.y[0])
+    states = learner.method.trajectory(support, 2)
+    outputs = [learner.method.predict(state, batch.query.x[0]).softmax(-1).detach() for state in states]
+    curves = [axes for axes in figure.axes if axes.get_lines()]
+    for row, axes in enumerate(curves):
+        for way, line in enumerate(axes.get_lines()):
+            np.testing.assert_allclose(line.get_ydata(), [float(p[3 * row, way]) for p in outputs], atol=1e-6)
+    assert figure.get_suptitle() == "title, K = 2"

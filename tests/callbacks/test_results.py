@@ -1,0 +1,233 @@
+"""The result file, the per-episode file and the printed table, from summaries made by hand."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from rich.console import Console
+
+from mamllit.backbones import MLP, Conv4
+from mamllit.callbacks import ResultWriter
+from mamllit.data import EvaluationSet
+from mamllit.methods import MAML
+from mamllit.metrics import Summary
+from mamllit.objectives import Classification, Regression
+from mamllit.systems import MetaLearner
+
+INF, NAN = float("inf"), float("nan")
+
+
+def summary(mean: list[float], episodes: int = 2) -> Summary:
+    values = torch.tensor(mean, dtype=torch.float64)
+    return Summary(values, values / 10, values / 2, torch.tensor([0.0, 0.0, 0.125][: len(mean)]), episodes)
+
+
+@pytest.fixture
+def learner() -> MetaLearner:
+    """A regression learner tested on two sets with 2 inner steps; a validation lies behind it."""
+    learner = MetaLearner(MAML(MLP(1, [4], 1), Regression(), 0.01, 1, "sum_over_shots"), eval_steps=2)
+    learner.evaluation_sets = [
+        EvaluationSet("paper/5-shot", "paper", "test", 5, 5, 2),
+        EvaluationSet("standard/5-shot", "standard", "test", 5, 100, 2),
+    ]
+    learner.summaries = {
+        "val": summary([9.0, 9.0, 9.0]),
+        "paper/5-shot": summary([3.5, 0.67, 0.123456]),
+        "standard/5-shot": summary([4.0, INF, NAN]),
+    }
+    rows = torch.tensor([[3.0, 1.0, 0.5], [4.0, INF, 0.25]], dtype=torch.float64)
+    learner.per_episode = {
+        "val": (torch.tensor([0, 1]), rows),
+        "paper/5-shot": (torch.tensor([0, 1]), rows),
+        "standard/5-shot": (torch.tensor([0, 1]), rows + 1),
+    }
+    learner.trained_steps = 700
+    return learner
+
+
+def trainer(folder: Path, **changes: Any) -> Any:
+    """What ResultWriter uses of a Trainer."""
+    values = {
+        "default_root_dir": str(folder),
+        "is_global_zero": True,
+        "datamodule": SimpleNamespace(seed=11),
+        "loggers": [],
+        "global_step": 700,
+        "max_steps": 1000,
+        "checkpoint_callbacks": [],
+    }
+    return SimpleNamespace(**{**values, **changes})
+
+
+def result(folder: Path) -> dict[str, Any]:
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    return json.loads((folder / "result.json").read_text(), parse_constant=refuse)
+
+
+def printed(writer: ResultWriter, learner: MetaLearner) -> list[list[str]]:
+    """The cells of the printed table, line by line."""
+    console = Console(width=200, file=io.StringIO())
+    console.print(writer.table(learner))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    return [[cell.strip() for cell in line.strip("│┃").split("│" if "│" in line else "┃")] for line in lines if line[0] in "│┃"]
+
+
+# ---- the files -------------------------------------------------------------------------------------------------------
+
+
+def test_result_json_holds_the_measured_sets_and_writes_inf_and_nan_as_words(learner: MetaLearner, tmp_path: Path) -> None:
+    ResultWriter().on_test_end(trainer(tmp_path), learner)
+    written = result(tmp_path)
+    assert (written["method"], written["metric"], written["transductive"]) == ("MAML", "mse", False)
+    assert (written["steps_done"], written["seed"]) == (700, 11)
+    assert set(written["results"]) == {"paper/5-shot", "standard/5-shot"}
+    assert written["results"]["paper/5-shot"] == {
+        "protocol": "paper",
+        "split": "test",
+        "shots": 5,
+        "queries": 5,
+        "episodes": 2,
+        "mean": [3.5, 0.67, 0.123456],
+        "ci95": pytest.approx([0.35, 0.067, 0.0123456]),
+        "median": pytest.approx([1.75, 0.335, 0.061728]),
+        "diverged": [0.0, 0.0, 0.125],
+    }
+    assert written["results"]["standard/5-shot"]["mean"] == [4.0, "inf", "nan"]
+    assert float(written["results"]["standard/5-shot"]["mean"][1]) == INF
+
+
+def test_episodes_csv_has_one_row_per_set_episode_and_steps(learner: MetaLearner, tmp_path: Path) -> None:
+    ResultWriter().on_test_end(trainer(tmp_path), learner)
+    with (tmp_path / "episodes.csv").open() as file:
+        header, *rows = csv.reader(file)
+    assert header == ["set", "episode", "steps", "mse"]
+    assert len(rows) == 2 * 2 * 3
+    assert rows[:4] == [
+        ["paper/5-shot", "0", "0", "3.0"],
+        ["paper/5-shot", "0", "1", "1.0"],
+        ["paper/5-shot", "0", "2", "0.5"],
+        ["paper/5-shot", "1", "0", "4.0"],
+    ]
+    assert ["paper/5-shot", "1", "1", "inf"] in rows
+    assert rows[-1] == ["standard/5-shot", "1", "2", "1.25"]
+
+
+def test_a_later_test_adds_to_what_the_fit_wrote(learner: MetaLearner, tmp_path: Path) -> None:
+    writer, sets = ResultWriter(), learner.evaluation_sets
+    learner.evaluation_sets = [EvaluationSet("val", "standard", "val", 10, 100, 2)]
+    writer.on_train_start(trainer(tmp_path, global_step=300), learner)
+    writer.on_train_end(trainer(tmp_path, global_step=800), learner)
+    fit = result(tmp_path)
+    assert fit["steps_done"] == 800  # the Trainer's count: the learner's own is set later
+    assert (fit["fit"]["steps_asked"], fit["fit"]["steps_this_session"]) == (1000, 500)
+    assert fit["fit"]["iterations_per_second"] > 0
+    assert set(fit["results"]) == {"val"}
+    assert not (tmp_path / "episodes.csv").exists()
+    learner.evaluation_sets = sets
+    ResultWriter().on_test_end(trainer(tmp_path), learner)
+    both = result(tmp_path)
+    assert set(both["results"]) == {"val", "paper/5-shot", "standard/5-shot"}
+    assert both["fit"] == fit["fit"]
+    assert both["steps_done"] == 700
+
+
+def test_only_the_first_rank_writes_and_prints(
+    learner: MetaLearner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    writer, other = ResultWriter(), trainer(tmp_path, is_global_zero=False)
+    writer.on_train_start(other, learner)
+    writer.on_train_end(other, learner)
+    writer.on_test_end(other, learner)
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().out == ""
+
+
+def test_a_write_that_breaks_off_leaves_the_old_file_whole(
+    learner: MetaLearner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = ResultWriter()
+    writer.on_test_end(trainer(tmp_path), learner)
+    before = (tmp_path / "result.json").read_text()
+    original = Path.write_text
+
+    def full_disk(path: Path, text: str, *args: Any) -> int:
+        original(path, text[: len(text) // 2], *args)
+        raise OSError("no space left on device")
+
+    learner.trained_steps = 900
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full_disk)
+        with pytest.raises(OSError, match="no space left"):
+            writer.on_test_end(trainer(tmp_path), learner)
+    assert (tmp_path / "result.json").read_text() == before
+    writer.on_test_end(trainer(tmp_path), learner)  # and the leftover is no obstacle
+    assert result(tmp_path)["steps_done"] == 900
+    assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize(("score", "written"), [(0.25, 0.25), (INF, "inf")])
+def test_the_best_checkpoint_is_named(learner: MetaLearner, tmp_path: Path, score: float, written: float | str) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({"global_step": 640}, tmp_path / "checkpoints" / "best.ckpt")
+    last, best = ModelCheckpoint(save_last=True), ModelCheckpoint(monitor="val/mse")
+    last.best_model_path = str(tmp_path / "checkpoints" / "step700.ckpt")  # the newest, which monitors nothing
+    best.best_model_path, best.best_model_score = str(tmp_path / "checkpoints" / "best.ckpt"), torch.tensor(score)
+    ResultWriter().on_train_end(trainer(tmp_path, checkpoint_callbacks=[last, best]), learner)
+    expected = {"path": "checkpoints/best.ckpt", "monitor": "val/mse", "score": written, "step": 640}
+    assert result(tmp_path)["best_checkpoint"] == expected
+
+
+def test_without_a_validation_no_best_checkpoint_is_named(learner: MetaLearner, tmp_path: Path) -> None:
+    callbacks = [ModelCheckpoint(save_last=True), ModelCheckpoint(monitor="val/mse")]
+    ResultWriter().on_train_end(trainer(tmp_path, checkpoint_callbacks=callbacks), learner)
+    assert "best_checkpoint" not in result(tmp_path)
+
+
+# ---- the table -------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_has_mean_median_diverged_and_published_rows(learner: MetaLearner) -> None:
+    writer = ResultWriter(published={"paper/5-shot": {1: 0.67, 10: 0.35}}, table_steps=(0, 1, 2, 10))
+    head, *rows = printed(writer, learner)
+    assert head == ["meta-test episodes", "", "0 steps", "1 step", "2 steps"]  # 10 is beyond eval_steps
+    assert rows == [
+        ["paper/5-shot", "mean ± 95%", "3.5 ± 0.35", "0.67 ± 0.067", "0.1235 ± 0.012"],
+        ["(2 x 5 queries)", "", "", "", ""],
+        ["", "median", "1.75", "0.335", "0.06173"],
+        ["", "diverged", "0.00%", "0.00%", "12.50%"],
+        ["", "published", "", "0.67", ""],
+        ["standard/5-shot", "mean ± 95%", "4 ± 0.4", "inf ± inf", "nan ± nan"],
+        ["(2 x 100 queries)", "", "", "", ""],
+        ["", "median", "2", "inf", "nan"],
+        ["", "diverged", "0.00%", "0.00%", "12.50%"],
+    ]
+    assert writer.table(learner).title == "mse on meta-test after n gradient steps (no batch norm)"
+
+
+def test_the_table_of_a_classifier_has_no_median_and_names_transductive_batch_norm() -> None:
+    method = MAML(Conv4(1, 4, 2, 8, "stride"), Classification(), 0.4, 1, "sum_over_shots")
+    learner = MetaLearner(method, eval_steps=2)
+    learner.evaluation_sets = [EvaluationSet("paper", "paper", "test", 1, 1, 2)]
+    learner.summaries = {"paper": summary([0.2, 0.9, 0.95])}
+    _, *rows = printed(ResultWriter(published={"paper": {1: 0.987}}), learner)
+    assert [row[1] for row in rows] == ["mean ± 95%", "", "published"]
+    assert rows[2][3] == "0.987"
+    title = ResultWriter().table(learner).title
+    assert title == "accuracy on meta-test after n gradient steps (transductive batch norm)"
+
+
+def test_a_test_prints_the_table_and_where_the_file_is(
+    learner: MetaLearner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ResultWriter(table_steps=(2,)).on_test_end(trainer(tmp_path), learner)
+    out = capsys.readouterr().out
+    assert "0.1235 ± 0.012" in out
+    assert out.endswith(f"results: {tmp_path / 'result.json'}\n")

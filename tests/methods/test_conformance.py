@@ -1,0 +1,116 @@
+"""What every method must do, run on every method there is. A new method needs one entry in ENTRIES and nothing else."""
+
+import importlib
+import inspect
+import pickle
+import pkgutil
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import mamllit.methods
+from mamllit.backbones import MLP
+from mamllit.engine import MetaGradient, evaluate
+from mamllit.episode import Episode, Examples
+from mamllit.methods import MAML, Method
+from mamllit.objectives import Classification
+
+WAYS, SHOTS, QUERIES, SIDE = 3, 2, 3, 8
+
+# One small float64 instance per method, for 3-way episodes of 1x8x8 images.
+ENTRIES: dict[type[Method], Callable[[], Method]] = {
+    MAML: lambda: MAML(MLP(SIDE * SIDE, [6, 5], WAYS, norm=True), Classification(), 0.1, 2, "sum_over_shots"),
+}
+
+
+def concrete_methods() -> list[type[Method]]:
+    """Every concrete subclass of `Method` that a module of mamllit.methods defines."""
+    modules = [importlib.import_module(f"mamllit.methods.{m.name}") for m in pkgutil.iter_modules(mamllit.methods.__path__)]
+    found = {
+        value
+        for module in modules
+        for value in vars(module).values()
+        if inspect.isclass(value)
+        and issubclass(value, Method)
+        and not inspect.isabstract(value)
+        and value.__module__ == module.__name__
+    }
+    return sorted(found, key=lambda cls: cls.__name__)
+
+
+@pytest.fixture(params=concrete_methods(), ids=lambda cls: cls.__name__)
+def method(request: pytest.FixtureRequest) -> Method:
+    if request.param not in ENTRIES:
+        pytest.fail(f"{request.param.__name__} has no entry in ENTRIES of the conformance test; add one")
+    return ENTRIES[request.param]().double()
+
+
+@pytest.fixture
+def episodes(image_episodes: Callable[..., Episode]) -> Episode:
+    return image_episodes(5, ways=WAYS, shots=SHOTS, queries=QUERIES, side=SIDE)
+
+
+def first(episodes: Episode) -> Episode:
+    return Episode(*(Examples(part.x[0], part.y[0]) for part in episodes))
+
+
+def test_the_methods_are_found() -> None:
+    assert MAML in concrete_methods()
+    assert set(ENTRIES) <= set(concrete_methods())
+
+
+def test_vectorised_chunked_and_looped_agree(method: Method, episodes: Episode) -> None:
+    """Loss, logs and gradient; 2 leaves a chunk of one."""
+    expected = MetaGradient(method, "vmap")(episodes)
+    assert expected.gradient
+    assert sum(value.norm() for value in expected.gradient.values()) > 0
+    for execution in (2, "loop"):
+        torch.testing.assert_close(
+            MetaGradient(method, execution)(episodes)._asdict(), expected._asdict(), rtol=1e-9, atol=1e-9
+        )
+
+
+def test_nothing_is_kept_on_self_between_the_verbs(method: Method, episodes: Episode) -> None:
+    """The whole object, with parameters, buffers and submodules, is the same byte for byte."""
+    before = pickle.dumps(method)
+    assert before == pickle.dumps(method)
+    episode = first(episodes)
+    method.predict(method.adapt(episode.support), episode.query.x)
+    method.trajectory(episode.support, 2)
+    method.meta_loss(episode)
+    MetaGradient(method)(episodes)
+    evaluate(method, episodes, 2)
+    assert pickle.dumps(method) == before
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_adapt_is_the_end_of_the_trajectory(steps: int, method: Method, episodes: Episode) -> None:
+    episode = first(episodes)
+    trajectory = method.trajectory(episode.support, steps)
+    assert len(trajectory) in (1, steps + 1)
+    outputs = [method.predict(state, episode.query.x) for state in (trajectory[-1], method.adapt(episode.support, steps))]
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-12, atol=1e-12)
+
+
+def test_meta_loss_and_logs_are_finite_scalars(method: Method, episodes: Episode) -> None:
+    loss, logs = method.meta_loss(first(episodes))
+    assert loss.shape == ()
+    assert loss.requires_grad
+    assert method.objective.metric_name in logs
+    assert all(value.shape == () and not value.requires_grad for value in logs.values())
+    assert all(value.isfinite() for value in (loss, *logs.values()))
+
+
+def test_predict_gives_one_row_of_scores_per_input(method: Method, episodes: Episode) -> None:
+    episode = first(episodes)
+    output = method.predict(method.adapt(episode.support), episode.query.x)
+    assert output.shape == (WAYS * QUERIES, WAYS)
+    assert output.dtype == torch.float64
+    assert method.objective.ways(output) == WAYS
+
+
+def test_evaluate_gives_a_value_per_episode_and_number_of_steps(method: Method, episodes: Episode) -> None:
+    values = evaluate(method, episodes, 2)
+    assert values.shape in ((5, 1), (5, 3))
+    assert ((values >= 0) & (values <= 1)).all()

@@ -1,0 +1,311 @@
+"""MetaLearner under a real Trainer on the CPU: the gradient that arrives, Lightning's own services, and evaluation."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor
+
+from mamllit.backbones import MLP
+from mamllit.data import SineDataModule
+from mamllit.engine import MetaGradient, evaluate
+from mamllit.episode import EpisodeBatch
+from mamllit.methods import MAML
+from mamllit.metrics import EpisodeMetric
+from mamllit.objectives import Classification, Regression
+from mamllit.systems import MetaLearner
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec"),
+]
+
+
+def sgd(params: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(params, lr=1.0)
+
+
+def make_method(inner_lr: float = 0.01, outputs: int = 1) -> MAML:
+    torch.manual_seed(0)
+    return MAML(MLP(1, [16, 16], outputs), Regression(), inner_lr, 1, "sum_over_shots")
+
+
+def make_data(**changes: Any) -> SineDataModule:
+    arguments = {"meta_batch_size": 4, "seed": 0, "val_episodes": 20, "test_episodes": 12, "eval_batch_size": 5}
+    return SineDataModule(**{**arguments, **changes})
+
+
+def make_trainer(max_steps: int = 1, **changes: Any) -> L.Trainer:
+    arguments: dict[str, Any] = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "inference_mode": False,
+        "max_epochs": -1,
+        "max_steps": max_steps,
+        "check_val_every_n_epoch": None,
+        "limit_val_batches": 0,
+    }
+    return L.Trainer(**{**arguments, **changes})
+
+
+def flat(method: MAML) -> Tensor:
+    return torch.cat([value.detach().reshape(-1) for value in method.parameters()])
+
+
+def flat_gradient(method: MAML, batch: EpisodeBatch) -> Tensor:
+    """The meta-gradient of one meta-batch, as the engine computes it."""
+    return torch.cat([value.reshape(-1) for value in MetaGradient(method)(batch.episodes).gradient.values()])
+
+
+def meta_batch(data: SineDataModule, number: int) -> EpisodeBatch:
+    first = number * data.meta_batch_size
+    return data.build(data.draw(data.seed, "train", data.shots, data.queries, first, data.meta_batch_size))
+
+
+class Recorder(L.Callback):
+    """Notes the episode numbers of every batch, and the gradients after every backward pass."""
+
+    def __init__(self) -> None:
+        self.first_episode: list[int] = []
+        self.gradient: list[Tensor] = []
+        self.loss: list[float] = []
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: EpisodeBatch, i: int) -> None:
+        self.first_episode.append(int(batch.number[0]))
+
+    def on_after_backward(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.gradient.append(torch.cat([value.grad.reshape(-1).clone() for value in module.method.parameters()]))
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, i: int) -> None:
+        self.loss.append(float(outputs["loss"]))
+
+
+# ---- the gradient and Lightning's services -------------------------------------------------------------------------
+
+
+def test_backward_hands_the_engines_gradient_to_the_parameters() -> None:
+    method, data, recorder = make_method(), make_data(), Recorder()
+    expected = MetaGradient(make_method())(meta_batch(data, 0).episodes)
+    make_trainer(callbacks=[recorder]).fit(MetaLearner(method), data)
+    torch.testing.assert_close(
+        recorder.gradient[0], torch.cat([value.reshape(-1) for value in expected.gradient.values()]), rtol=0, atol=0
+    )
+    assert recorder.gradient[0].norm() > 0.01
+    assert recorder.loss[0] == expected.loss.item()
+
+
+@pytest.mark.parametrize("execution", ["loop", 3])
+def test_the_execution_asked_for_is_used(execution: Any) -> None:
+    recorder, system = Recorder(), MetaLearner(make_method(), execution=execution)
+    make_trainer(callbacks=[recorder]).fit(system, make_data())
+    assert system.meta_gradient.execution == execution
+    expected = flat_gradient(make_method(), meta_batch(make_data(), 0))
+    torch.testing.assert_close(recorder.gradient[0], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_frozen_meta_parameters_get_no_gradient_and_the_others_theirs() -> None:
+    method, data = make_method(), make_data()
+    method.backbone.layers[0].requires_grad_(False)
+    before = method.backbone.layers[0].weight.clone()
+    expected = MetaGradient(method)(meta_batch(data, 0).episodes).gradient
+    start = {f"method.{name}": value.detach().clone() for name, value in method.named_parameters()}
+    make_trainer().fit(MetaLearner(method, sgd), data)
+    assert torch.equal(method.backbone.layers[0].weight, before)
+    for name, value in method.named_parameters():
+        if value.requires_grad:
+            torch.testing.assert_close(value.detach(), start[f"method.{name}"] - expected[f"method.{name}"])
+
+
+def test_accumulated_gradients_are_averaged() -> None:
+    method, data = make_method(), make_data()
+    start = flat(method)
+    mean = (flat_gradient(method, meta_batch(data, 0)) + flat_gradient(method, meta_batch(data, 1))) / 2
+    make_trainer(accumulate_grad_batches=2).fit(MetaLearner(method, sgd), data)
+    torch.testing.assert_close(start - flat(method), mean, rtol=1e-4, atol=1e-6)
+
+
+def test_the_gradient_norm_can_be_clipped() -> None:
+    method, data = make_method(), make_data()
+    start, gradient = flat(method), flat_gradient(method, meta_batch(data, 0))
+    assert gradient.norm() > 0.5
+    make_trainer(gradient_clip_val=0.5).fit(MetaLearner(method, sgd), data)
+    torch.testing.assert_close(start - flat(method), 0.5 * gradient / gradient.norm(), rtol=1e-4, atol=1e-6)
+
+
+def test_gradient_elements_can_be_clipped_as_the_paper_does_on_mini_imagenet() -> None:
+    method, data = make_method(), make_data()
+    start, gradient = flat(method), flat_gradient(method, meta_batch(data, 0))
+    assert (gradient.abs() > 0.05).any()
+    make_trainer(gradient_clip_val=0.05, gradient_clip_algorithm="value").fit(MetaLearner(method, sgd), data)
+    torch.testing.assert_close(start - flat(method), gradient.clamp(-0.05, 0.05), rtol=1e-4, atol=1e-6)
+
+
+def test_the_learning_rate_schedule_steps_once_per_meta_update() -> None:
+    def halve(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+        return torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
+
+    def adam(params: Any) -> torch.optim.Optimizer:
+        return torch.optim.Adam(params, lr=0.008)
+
+    trainer = make_trainer(max_steps=3, accumulate_grad_batches=2)
+    trainer.fit(MetaLearner(make_method(), adam, halve), make_data())
+    (optimizer,) = trainer.optimizers
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.001)
+
+
+def test_the_default_optimizer_is_adam_at_a_constant_rate() -> None:
+    optimizer = MetaLearner(make_method()).configure_optimizers()
+    assert isinstance(optimizer, torch.optim.Adam)
+    assert optimizer.param_groups[0]["lr"] == 1e-3
+    assert len(optimizer.param_groups[0]["params"]) == 6
+
+
+def test_training_values_are_logged_every_so_many_steps() -> None:
+    seen = []
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *rest: Any) -> None:
+            seen.append(sorted(trainer.logged_metrics))
+
+    recorder, trainer = Recorder(), make_trainer(max_steps=3)
+    trainer.callbacks += [recorder, Watch()]
+    trainer.fit(MetaLearner(make_method(), log_every=2), make_data())
+    assert seen == [[], ["train/meta_loss", "train/mse"], ["train/meta_loss", "train/mse"]]
+    assert trainer.logged_metrics["train/meta_loss"].item() == pytest.approx(recorder.loss[1])
+
+
+def test_a_resumed_run_takes_up_the_stream_of_episodes_and_ends_at_the_same_parameters(tmp_path: Path) -> None:
+    """Four updates of two meta-batches each, against two, a checkpoint, and two more."""
+    whole, recorder = make_method(), Recorder()
+    make_trainer(4, accumulate_grad_batches=2, callbacks=[recorder]).fit(MetaLearner(whole), make_data())
+    assert recorder.first_episode == [0, 4, 8, 12, 16, 20, 24, 28]
+
+    first = make_trainer(2, accumulate_grad_batches=2)
+    first.fit(MetaLearner(make_method()), make_data())
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    resumed, recorder = make_method(), Recorder()
+    second = make_trainer(4, accumulate_grad_batches=2, callbacks=[recorder])
+    second.fit(MetaLearner(resumed), make_data(), ckpt_path=tmp_path / "half.ckpt")
+    assert recorder.first_episode == [16, 20, 24, 28]
+    torch.testing.assert_close(flat(resumed), flat(whole), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("setting", "steps", "compiled"), [(True, 1, True), (False, 1, False), ("auto", 1, False)])
+def test_the_compile_setting_reaches_the_engine(
+    setting: Any, steps: int, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda function, **options: asked.append(options) or function)
+    system = MetaLearner(make_method(), compile=setting)
+    make_trainer(steps).fit(system, make_data())
+    assert system.meta_gradient.compiled is compiled
+    assert len(asked) == int(compiled)
+
+
+# ---- learning and evaluation ---------------------------------------------------------------------------------------
+
+
+def test_a_short_fit_lowers_the_sine_loss_after_adaptation() -> None:
+    torch.manual_seed(0)
+    method = MAML(MLP(1, [40, 40], 1), Regression(), 0.01, 1, "sum_over_shots")
+    system = MetaLearner(method, lambda params: torch.optim.Adam(params, lr=0.02), eval_steps=1)
+    data = make_data(meta_batch_size=25, val_episodes=100, eval_batch_size=100)
+    trainer = make_trainer(60, limit_val_batches=1.0, val_check_interval=60, num_sanity_val_steps=0)
+    trainer.validate(system, data, verbose=False)
+    before = system.summaries["val"].mean
+    trainer.fit(system, data)
+    after = system.summaries["val"].mean
+    assert after[1] < 0.6 * before[1]
+    assert after[1] < 0.8 * after[0]  # and the step of adaptation helps
+
+
+def test_validation_runs_inside_fit_and_reports_the_headline() -> None:
+    system, data = MetaLearner(make_method(), eval_steps=3, report_step=2), make_data()
+    trainer = make_trainer(4, limit_val_batches=1.0, val_check_interval=2)
+    trainer.fit(system, data)
+    summary = system.summaries["val"]
+    assert summary.episodes == 20
+    metrics = trainer.callback_metrics
+    assert metrics["val/mse"].item() == pytest.approx(summary.mean[2].item())
+    for steps in range(4):
+        for field in ("mean", "ci95", "median", "diverged"):
+            value = getattr(summary, field)[steps].item()
+            assert metrics[f"val/mse_step{steps}_{field}"].item() == pytest.approx(value)
+
+
+@pytest.mark.parametrize("inference_mode", [False, True])
+def test_test_summarises_every_evaluation_set(inference_mode: bool) -> None:
+    """torch.func.grad differentiates in inference mode too, so Lightning's default does no harm."""
+    method, data = make_method(), make_data()
+    system = MetaLearner(method, eval_steps=2)
+    trainer = make_trainer(inference_mode=inference_mode)
+    trainer.test(system, data, verbose=False)
+    sets = data.evaluation_sets("test")
+    assert list(system.summaries) == [evaluation.name for evaluation in sets]
+    assert "standard[12]/20-shot" in system.summaries
+    for evaluation in sets:
+        batch = data.episodes(evaluation)
+        metric = EpisodeMetric()
+        metric.update(batch.number, evaluate(method, batch.episodes, 2).detach())
+        expected, got = metric.compute(), system.summaries[evaluation.name]
+        assert got.episodes == 12
+        torch.testing.assert_close(list(got[:4]), list(expected[:4]), rtol=1e-5, atol=1e-6)
+        assert (got.mean[0] - got.mean[2]).abs() > 1e-3
+        name = f"test/{evaluation.name}/mse_step2_mean"
+        assert trainer.callback_metrics[name].item() == pytest.approx(got.mean[2].item())
+
+
+def test_evaluation_changes_neither_parameters_nor_gradients() -> None:
+    method = make_method()
+    before = flat(method)
+    make_trainer().test(MetaLearner(method, eval_steps=1), make_data(), verbose=False)
+    assert torch.equal(flat(method), before)
+    assert all(value.grad is None for value in method.parameters())
+
+
+def test_diverged_episodes_are_those_above_the_bound() -> None:
+    system = MetaLearner(make_method(), eval_steps=1, diverged_above=3.0)
+    data = make_data()
+    make_trainer(limit_val_batches=1.0).validate(system, data, verbose=False)
+    batch = data.episodes(data.evaluation_sets("val")[0])
+    values = evaluate(system.method, batch.episodes, 1)
+    share = (values > 3.0).double().mean(0)
+    assert 0 < share[0] < 1
+    torch.testing.assert_close(system.summaries["val"].diverged, share)
+
+
+# ---- what is refused -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("run", [lambda t, s, d: t.fit(s, d), lambda t, s, d: t.test(s, d)], ids=["fit", "test"])
+def test_outputs_that_differ_from_the_ways_are_refused(run: Callable[..., None]) -> None:
+    system = MetaLearner(make_method(outputs=5))
+    with pytest.raises(ValueError, match=r"the network has 5 outputs \(out_features\), .* of the data has 1 ways"):
+        run(make_trainer(), system, make_data())
+
+
+def test_a_backbone_that_does_not_tell_its_outputs_is_not_checked() -> None:
+    method = MAML(torch.nn.Sequential(torch.nn.Linear(1, 1)), Regression(), 0.01, 1, "mean")
+    make_trainer().fit(MetaLearner(method), make_data())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"report_step": 4, "eval_steps": 3}, r"report_step is 4; it must lie between 0 and eval_steps, which is 3"),
+        ({"report_step": -1}, r"report_step is -1; it must lie between 0 and eval_steps, which is 10"),
+        ({"log_every": 0}, r"log_every is 0; it must be >= 1"),
+        ({"execution": 0}, r"execution is 0; it must be 'auto', 'vmap', 'loop' or a chunk size >= 1"),
+    ],
+)
+def test_wrong_arguments_are_refused(wrong: dict, message: str) -> None:
+    method = MAML(MLP(4, [3], 2), Classification(), 0.1, 1, "mean")
+    with pytest.raises(ValueError, match=message):
+        MetaLearner(method, **wrong)

@@ -1,0 +1,370 @@
+"""The command line, run in this process: what a run leaves behind, and how the next command finds it."""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import runpy
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from jsonargparse import Namespace
+
+from mamllit import cli
+
+REPOSITORY = Path(__file__).parents[1]
+SINE = str(REPOSITORY / "experiments" / "maml" / "sine_10shot.yaml")
+SMALL = str(REPOSITORY / "tests" / "small.yaml")
+PUBLISHED = '{"paper[20]": {1: 0.6789}}'
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec"),
+    pytest.mark.filterwarnings(r"ignore:(?s).*eprecat.*"),  # Lightning's use of jsonargparse
+    pytest.mark.filterwarnings("ignore:The dirpath has changed"),  # it has: the run was copied
+]
+
+
+def command(verb: str, root: Path, *more: str) -> list[str]:
+    return [verb, "-c", SINE, "-c", SMALL, "--trainer.default_root_dir", str(root), *more]
+
+
+def short(root: Path, *more: str) -> list[str]:
+    """The shortest fit: two meta-updates, no test."""
+    return command("fit", root, "--trainer.max_steps", "2", "--test_after_fit", "false", *more)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def result(run: Path) -> dict[str, Any]:
+    return json.loads((run / "result.json").read_text())
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread_and_no_arguments() -> Iterator[None]:
+    """One thread, for these tensors are tiny; and not pytest's arguments, of which LightningCLI would warn."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["mamllit"])
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """One small run of 22 iterations: its `root`, its directory `run`, what it printed. Tests that write copy it."""
+    root = tmp_path_factory.mktemp("fitted")
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        cli.run(command("fit", root, "--results.published", PUBLISHED))
+    return SimpleNamespace(root=root, run=root / "seed_0", printed=printed.getvalue())
+
+
+@pytest.fixture
+def copied(fitted: SimpleNamespace, tmp_path: Path) -> SimpleNamespace:
+    """A copy of `fitted` to write into."""
+    shutil.copytree(fitted.root, tmp_path / "copy")
+    return SimpleNamespace(root=tmp_path / "copy", run=tmp_path / "copy" / "seed_0")
+
+
+# ---- what a fit leaves behind ----------------------------------------------------------------------------------------
+
+
+def test_fit_writes_all_its_files_into_one_directory(fitted: SimpleNamespace) -> None:
+    assert [path.name for path in fitted.root.iterdir()] == ["seed_0"]
+    assert set(contents(fitted.run)) == {
+        "config.yaml",
+        "result.json",
+        "episodes.csv",
+        "csv/version_0/metrics.csv",
+        "csv/version_0/hparams.yaml",
+        "checkpoints/last.ckpt",
+        "checkpoints/best.ckpt",
+        "checkpoints/step20.ckpt",
+        "figures/learning_curve.png",
+        "figures/adaptation_5shot.png",
+    }
+
+
+def test_result_json_says_what_was_measured(fitted: SimpleNamespace) -> None:
+    written = result(fitted.run)
+    assert written["method"] == "MAML"
+    assert written["metric"] == "mse"
+    assert written["steps_done"] == 22
+    assert written["seed"] == 0
+    assert written["transductive"] is False
+    assert written["fit"]["steps_asked"] == written["fit"]["steps_this_session"] == 22
+    assert written["versions"]["torch"] == torch.__version__
+    assert set(written["results"]) == {"val", "paper[20]"}
+    test = written["results"]["paper[20]"]
+    assert {key: test[key] for key in ("protocol", "split", "shots", "queries", "episodes")} == {
+        "protocol": "paper[20]",
+        "split": "test",
+        "shots": 5,
+        "queries": 5,
+        "episodes": 20,
+    }
+    for field in ("mean", "ci95", "median", "diverged"):
+        assert len(test[field]) == 4, f"{field}: one value after each of 0 to 3 inner steps"
+    assert test["diverged"] == [0.0] * 4
+
+
+def test_result_json_names_the_best_checkpoint(fitted: SimpleNamespace) -> None:
+    best = result(fitted.run)["best_checkpoint"]
+    validated = {int(row["step"]) + 1: float(row["val/mse"]) for row in metrics(fitted.run, "val/mse")}
+    step = min(validated, key=validated.__getitem__)
+    assert best == {
+        "path": "checkpoints/best.ckpt",
+        "monitor": "val/mse",
+        "score": pytest.approx(validated[step], rel=1e-6),
+        "step": step,
+    }
+
+
+def metrics(run: Path, name: str) -> list[dict[str, str]]:
+    return [row for row in rows(run / "csv" / "version_0" / "metrics.csv") if row[name]]
+
+
+def test_metrics_csv_holds_each_value_once(fitted: SimpleNamespace) -> None:
+    train = metrics(fitted.run, "train/mse")
+    assert [int(row["step"]) for row in train] == [4, 9, 14, 19]  # log_every: 5
+    assert len({row["train/mse"] for row in train}) == 4
+    assert [int(row["step"]) for row in metrics(fitted.run, "val/mse")] == [9, 19]  # val_check_interval: 10
+    assert len(metrics(fitted.run, "test/paper[20]/mse_step1_mean")) == 1
+
+
+def test_episodes_csv_holds_the_values_behind_the_means(fitted: SimpleNamespace) -> None:
+    episodes = rows(fitted.run / "episodes.csv")
+    assert {row["set"] for row in episodes} == {"paper[20]"}
+    for steps, mean in enumerate(result(fitted.run)["results"]["paper[20]"]["mean"]):
+        values = {int(row["episode"]): float(row["mse"]) for row in episodes if int(row["steps"]) == steps}
+        assert sorted(values) == list(range(20))
+        assert sum(values.values()) / 20 == pytest.approx(mean, rel=1e-12)
+
+
+def test_the_last_checkpoint_is_the_end_of_the_run_and_not_the_last_multiple(fitted: SimpleNamespace) -> None:
+    steps = {path.name: torch.load(path, weights_only=True)["global_step"] for path in fitted.run.glob("checkpoints/*.ckpt")}
+    assert steps["last.ckpt"] == 22
+    assert steps["step20.ckpt"] == 20
+
+
+def test_the_table_on_the_screen_has_the_measured_and_the_published_row(fitted: SimpleNamespace) -> None:
+    lines = fitted.printed.splitlines()
+    mean = result(fitted.run)["results"]["paper[20]"]["mean"]
+    measured = next(line for line in lines if "mean ± 95%" in line)
+    assert "paper[20]" in measured
+    for steps in range(4):
+        assert f"{mean[steps]:.4g} ±" in measured
+    published = next(line for line in lines if "published" in line)
+    assert [cell.strip() for cell in published.split("│")][2:6] == ["published", "", "0.6789", ""]
+    assert "mse on meta-test after n gradient steps (no batch norm)" in fitted.printed
+    assert f"results: {fitted.run / 'result.json'}" in lines
+
+
+# ---- the next run ----------------------------------------------------------------------------------------------------
+
+
+def test_fit_from_the_written_config_repeats_the_run_beside_the_first(copied: SimpleNamespace) -> None:
+    before = contents(copied.run)
+    cli.run(["fit", "-c", str(copied.run / "config.yaml"), "--trainer.default_root_dir", str(copied.root)])
+    assert sorted(path.name for path in copied.root.iterdir()) == ["seed_0", "seed_0_v2"]
+    assert contents(copied.run) == before
+    again = copied.root / "seed_0_v2"
+    assert set(contents(again)) == set(before)
+    assert result(again)["results"] == result(copied.run)["results"]
+    assert (again / "csv/version_0/metrics.csv").read_bytes() == before["csv/version_0/metrics.csv"]
+    old, new = (torch.load(run / "checkpoints/last.ckpt", weights_only=True) for run in (copied.run, again))
+    assert all(torch.equal(old["state_dict"][name], new["state_dict"][name]) for name in old["state_dict"])
+
+
+def test_the_written_config_names_no_run_directory(fitted: SimpleNamespace) -> None:
+    text = (fitted.run / "config.yaml").read_text()
+    assert f"default_root_dir: {fitted.root}\n" in text
+    assert str(fitted.run) not in text
+
+
+def test_a_third_fit_takes_the_next_number_and_ignores_longer_names(tmp_path: Path) -> None:
+    for name in ("seed_0", "seed_0_v2", "seed_00", "seed_0_v2_old"):
+        (tmp_path / name).mkdir()
+    done = cli.run(short(tmp_path))
+    assert Path(done.trainer.default_root_dir) == tmp_path / "seed_0_v3"
+    assert (tmp_path / "seed_0_v3" / "result.json").exists()
+
+
+def test_run_name_and_seed_name_the_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # put back afterwards
+    done = cli.run(short(tmp_path, "--run_name", "tried"))
+    assert Path(done.trainer.default_root_dir) == tmp_path / "tried"
+    done = cli.run(short(tmp_path, "--seed_everything", "3"))
+    assert Path(done.trainer.default_root_dir) == tmp_path / "seed_3"
+    assert result(tmp_path / "seed_3")["seed"] == 3
+
+
+def test_without_a_test_the_result_still_says_how_far_training_went(tmp_path: Path) -> None:
+    cli.run(short(tmp_path))
+    written = result(tmp_path / "seed_0")
+    assert written["steps_done"] == 2
+    assert "results" not in written  # two steps reach no validation either
+    assert not (tmp_path / "seed_0" / "episodes.csv").exists()
+
+
+def test_the_run_directory_is_handed_to_other_ranks_and_not_to_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str | None] = []
+    original = cli.MamllitCLI.after_fit
+
+    def after_fit(self: cli.MamllitCLI) -> None:
+        seen.append(os.environ.get(cli.RUN_DIR_VARIABLE))
+        original(self)
+
+    monkeypatch.setattr(cli.MamllitCLI, "after_fit", after_fit)
+    cli.run(short(tmp_path))
+    assert seen == [str(tmp_path / "seed_0")]
+    assert cli.RUN_DIR_VARIABLE not in os.environ
+    monkeypatch.setenv(cli.RUN_DIR_VARIABLE, str(tmp_path / "of_rank_0"))
+    done = cli.run(short(tmp_path))
+    assert Path(done.trainer.default_root_dir) == tmp_path / "of_rank_0"
+    assert os.environ[cli.RUN_DIR_VARIABLE] == str(tmp_path / "of_rank_0")
+
+
+# ---- test and validate -----------------------------------------------------------------------------------------------
+
+
+def test_test_takes_the_last_checkpoint_and_leaves_the_config_alone(copied: SimpleNamespace) -> None:
+    before, config = result(copied.run), (copied.run / "config.yaml").read_text()
+    cli.run(command("test", copied.root))
+    after = result(copied.run)
+    assert after["steps_done"] == 22
+    assert after["results"]["paper[20]"] == before["results"]["paper[20]"]
+    assert after["fit"] == before["fit"]  # what the fit wrote stays
+    assert (copied.run / "config.yaml").read_text() == config
+    assert [path.name for path in copied.root.iterdir()] == ["seed_0"]
+
+
+def test_test_takes_the_best_checkpoint_when_asked(copied: SimpleNamespace) -> None:
+    before = result(copied.run)
+    cli.run(command("test", copied.root, "--ckpt_path", "best"))
+    after = result(copied.run)
+    assert after["steps_done"] == before["best_checkpoint"]["step"] != 22
+    assert after["results"]["paper[20]"]["mean"] != before["results"]["paper[20]"]["mean"]
+
+
+def test_test_takes_a_named_checkpoint(copied: SimpleNamespace) -> None:
+    cli.run(command("test", copied.root, "--ckpt_path", str(copied.run / "checkpoints" / "step20.ckpt")))
+    assert result(copied.run)["steps_done"] == 20
+
+
+def test_test_takes_the_newest_run(copied: SimpleNamespace) -> None:
+    shutil.copytree(copied.run, copied.root / "seed_0_v2")
+    before = contents(copied.run)
+    done = cli.run(command("test", copied.root))
+    assert Path(done.trainer.default_root_dir) == copied.root / "seed_0_v2"
+    assert contents(copied.run) == before
+
+
+@pytest.mark.parametrize(("asked", "file"), [(None, "last"), ("last", "last"), ("best", "best")])
+def test_test_without_a_run_is_refused(tmp_path: Path, asked: str | None, file: str) -> None:
+    more = [] if asked is None else ["--ckpt_path", asked]
+    missing = tmp_path / "seed_0" / "checkpoints" / f"{file}.ckpt"
+    with pytest.raises(FileNotFoundError, match=rf"^no checkpoint at {missing}: train first with `mamllit fit` and the"):
+        cli.run(command("test", tmp_path, *more))
+    assert not (tmp_path / "seed_0").exists()
+
+
+def test_test_of_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at nowhere\.ckpt: .* or name a file with --ckpt_path$"):
+        cli.run(command("test", tmp_path, "--ckpt_path", "nowhere.ckpt"))
+
+
+def test_validate_evaluates_the_last_checkpoint(copied: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    done = cli.run(command("validate", copied.root, "--ckpt_path", str(copied.run / "checkpoints" / "step20.ckpt")))
+    at_20 = float(metrics(copied.run, "val/mse")[-1]["val/mse"])
+    assert float(done.trainer.callback_metrics["val/mse"]) == pytest.approx(at_20, rel=1e-5)
+
+
+# ---- settings --------------------------------------------------------------------------------------------------------
+
+
+def test_the_progress_bar_can_be_turned_off(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    cli.run(short(tmp_path / "with"))
+    assert "meta-training" in capfd.readouterr().err
+    cli.run(short(tmp_path / "without", "--trainer.enable_progress_bar", "false"))
+    assert "meta-training" not in capfd.readouterr().err
+
+
+def logger(kind: str, **arguments: Any) -> Namespace:
+    return Namespace(class_path=f"lightning.pytorch.loggers.{kind}", init_args=Namespace(**arguments))
+
+
+def test_loggers_write_into_the_run_directory() -> None:
+    run = Path("runs", "maml", "cell", "seed_0")
+    here, elsewhere, wandb = cli._loggers(
+        [logger("CSVLogger", save_dir="."), logger("CSVLogger", save_dir="logs"), logger("WandbLogger", save_dir=".")],
+        run,
+        "offline",
+    )
+    assert here.init_args.save_dir == wandb.init_args.save_dir == str(run)
+    assert elsewhere.init_args.save_dir == "logs"
+    assert wandb.init_args.name == "maml/cell/seed_0"
+
+
+@pytest.mark.parametrize("many", [True, False])
+@pytest.mark.parametrize(("mode", "offline"), [("offline", [True]), ("online", [False]), ("disabled", [])])
+def test_the_wandb_mode_holds_for_a_list_and_for_a_single_logger(many: bool, mode: str, offline: list[bool]) -> None:
+    entry = logger("WandbLogger", save_dir=".", offline=None)
+    kept = cli._loggers([entry] if many else entry, Path("runs"), mode)
+    assert [entry.init_args.offline for entry in kept] == offline
+
+
+@pytest.mark.parametrize("choice", [None, True, False])
+def test_lightnings_own_choice_of_logger_is_left_to_it(choice: bool | None) -> None:
+    assert cli._loggers(choice, Path("runs"), "offline") is choice
+
+
+def test_run_py_is_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = str(REPOSITORY / "experiments" / "run.py")
+    monkeypatch.setattr(sys, "argv", [script, *short(tmp_path)])
+    runpy.run_path(script, run_name="__main__")
+    written = result(tmp_path / "seed_0")
+    assert written["steps_done"] == 2
+    assert written["command"] == [script, *short(tmp_path)]
+
+
+# ---- real images -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.real_data
+def test_omniglot_fit_and_test(tmp_path: Path) -> None:
+    images = os.environ.get("MAMLLIT_OMNIGLOT")
+    if not images:
+        pytest.skip("MAMLLIT_OMNIGLOT is not set: a folder with images_background.zip and images_evaluation.zip")
+    common = [
+        "-c", str(REPOSITORY / "experiments" / "maml" / "omniglot_5way_1shot.yaml"), "--data.root", images,
+        "--trainer.default_root_dir", str(tmp_path), "--trainer.accelerator", "cpu", "--model.compile", "false",
+        "--wandb", "disabled", "--data.test_episodes", "4", "--data.val_episodes", "4", "--data.meta_batch_size", "4",
+    ]  # fmt: skip
+    cli.run(["fit", *common, "--trainer.max_steps", "3", "--trainer.val_check_interval", "3"])
+    fitted = result(tmp_path / "seed_0")
+    assert fitted["steps_done"] == 3
+    assert fitted["transductive"] is True
+    assert set(fitted["results"]) == {"val", "paper[4]", "standard[4]"}
+    assert fitted["results"]["standard[4]"]["queries"] == 15
+    assert all(0.2 < value <= 1 for value in fitted["results"]["standard[4]"]["mean"][1:])  # better than chance, 1 in 5
+    assert (tmp_path / "seed_0" / "figures" / "adaptation_1shot.png").stat().st_size > 0
+    cli.run(["test", *common])
+    assert result(tmp_path / "seed_0")["results"] == fitted["results"]

@@ -1,0 +1,225 @@
+"""The project files agree with each other, and the imports of mamllit/ keep to its floors."""
+
+import ast
+import configparser
+import graphlib
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+import mamllit
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted((ROOT / "mamllit").rglob("*.py"))
+
+# A module imports from its own floor and those below.
+FLOORS = {
+    **dict.fromkeys(("episode", "adaptation", "objectives", "backbones"), 0),
+    **dict.fromkeys(("engine", "data", "methods", "metrics", "plotting"), 1),
+    **dict.fromkeys(("systems", "callbacks"), 2),
+    "cli": 3,
+}
+LIGHTNING_ROOMS = {"data", "systems", "callbacks", "cli"}
+WANDB_ROOMS = {"callbacks", "cli"}
+ASKED_FOR = {"torch", "torchvision", "lightning", "torchmetrics", "wandb", "pytest", "learn2learn"}
+IMPORT_NAMES = {"PIL": "pillow", "lightning_utilities": "lightning"}  # lightning_utilities comes with lightning
+
+setup_cfg = configparser.ConfigParser()
+setup_cfg.read(ROOT / "setup.cfg", encoding="utf-8")
+
+
+def requirements(text: str) -> list[Requirement]:
+    return [Requirement(line) for line in text.split("\n") if line.strip()]
+
+
+CORE = requirements(setup_cfg["options"]["install_requires"])
+EXTRAS = {name: requirements(text) for name, text in setup_cfg["options.extras_require"].items()}
+EVERY = [*CORE, *(requirement for extra in EXTRAS.values() for requirement in extra)]
+
+
+# ---- environments --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def conda() -> list:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    assert environment["name"] == "mamllit"
+    assert environment["channels"] == ["conda-forge"]
+    return environment["dependencies"]
+
+
+@pytest.fixture(scope="module")
+def conda_pip(conda: list) -> list[str]:
+    assert any(str(entry).startswith("pip") for entry in conda)
+    return next(entry["pip"] for entry in conda if isinstance(entry, dict))
+
+
+def names(lines: list[str]) -> set[str]:
+    return {re.split(r"[\s=<>\[;]", line)[0].lower() for line in lines if not line.startswith("-e")}
+
+
+def oracle_line() -> str:
+    lines = (ROOT / "tests/requirements-oracle.txt").read_text(encoding="utf-8").splitlines()
+    (line,) = [line for line in lines if line and not line.startswith("#")]
+    return line
+
+
+def test_the_conda_environment_covers_setup_cfg(conda_pip: list[str]) -> None:
+    """Through the editable install with all extras; a package that is named once more carries no bound of its own."""
+    (editable,) = [line for line in conda_pip if line.startswith("-e")]
+    installed = Requirement(editable.removeprefix("-e ").replace(".", "mamllit", 1))
+    assert installed.extras == set(EXTRAS)
+    for line in conda_pip:
+        if line not in (editable, oracle_line()):
+            assert line in {requirement.name for requirement in EVERY}
+
+
+def test_the_packages_asked_for_are_in_the_conda_environment(conda_pip: list[str]) -> None:
+    assert names(conda_pip) >= ASKED_FOR
+
+
+def test_learn2learn_is_the_same_everywhere(conda_pip: list[str]) -> None:
+    assert oracle_line() == 'learn2learn==0.2.0 --config-settings="--build-option=build_ext"'
+    assert oracle_line() in conda_pip
+    assert "learn2learn" not in {requirement.name for requirement in EVERY}
+
+
+def test_the_python_versions_agree(conda: list) -> None:
+    (python,) = [str(entry) for entry in conda if str(entry).startswith("python")]
+    supported = SpecifierSet(setup_cfg["options"]["python_requires"])
+    assert SpecifierSet(python.removeprefix("python")) == supported
+    listed = re.findall(r"Python :: (3\.\d+)", setup_cfg["metadata"]["classifiers"])
+    assert listed == [f"3.{minor}" for minor in range(30) if f"3.{minor}" in supported]
+    low, after = listed[0].split(".")[1], int(listed[-1].split(".")[1]) + 1
+    assert f"(3, {low}) <= sys.version_info[:2] < (3, {after})" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert setup_cfg["mypy"]["python_version"] == listed[0]
+    ruff = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["ruff"]
+    assert ruff["target-version"] == f"py3{low}"
+
+
+@pytest.mark.parametrize("requirement", EVERY, ids=lambda requirement: requirement.name)
+def test_every_requirement_has_one_lower_bound_that_is_met(requirement: Requirement) -> None:
+    (bound,) = requirement.specifier
+    assert bound.operator == ">="
+    try:
+        installed = metadata.version(requirement.name)
+    except metadata.PackageNotFoundError:
+        pytest.skip(f"{requirement.name} is not installed here")
+    assert Version(installed) >= Version(bound.version)
+
+
+def test_the_measured_lower_bounds() -> None:
+    """Older ones were not tried; torch 2.n belongs with torchvision 0.(n + 15)."""
+    bounds = {requirement.name: Version(next(iter(requirement.specifier)).version) for requirement in EVERY}
+    assert bounds["torch"] >= Version("2.8")
+    assert bounds["lightning"] >= Version("2.5.5")
+    assert bounds["torchvision"].minor == bounds["torch"].minor + 15
+
+
+def test_the_version_is_the_changelog_s_top_entry() -> None:
+    entries = re.findall(r"^## \[([^]]+)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert entries[0] == mamllit.__version__
+
+
+def test_the_licence_is_the_one_that_setup_cfg_names() -> None:
+    text = (ROOT / setup_cfg["metadata"]["license_files"]).read_text(encoding="utf-8")
+    assert text.startswith(f"{setup_cfg['metadata']['license']} License")
+
+
+def test_ci_runs_the_make_targets() -> None:
+    script = ROOT / ".ci/run"
+    assert os.access(script, os.X_OK)
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    (checks,) = re.findall(r"^for check in (.*); do$", script.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert set(checks.split()) == {"test", "lint", "types"}
+    targets = re.findall(r"^(\w+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert {*checks.split(), "demo", "clean", "help"} == set(targets)
+
+
+# ---- imports and files ---------------------------------------------------------------------------------------------
+
+
+def room(path: Path) -> str:
+    """The first name below mamllit/: "data" for mamllit/data/sine.py, "cli" for mamllit/cli.py, "" for the package."""
+    first = path.relative_to(ROOT / "mamllit").parts[0].removesuffix(".py")
+    return "" if first == "__init__" else first
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names that a file imports, wherever in it: "a.b" for `import a.b`, "a.b.c" for `from a.b import c`."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}, line {node.lineno}: a relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def top(name: str) -> str:
+    return name.split(".")[0]
+
+
+def rooms_imported(path: Path) -> set[str]:
+    below = {name.split(".")[1] for name in imports(path) if top(name) == "mamllit" and "." in name}
+    return below - {room(path), "__version__"}
+
+
+@pytest.fixture(params=SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def source(request: pytest.FixtureRequest) -> Path:
+    return request.param
+
+
+def test_the_sources_are_found() -> None:
+    assert len(SOURCES) > 20
+    assert {room(path) for path in SOURCES} == {"", *FLOORS}, "a new module or folder of mamllit/ needs an entry in FLOORS"
+
+
+def test_imports_go_downward(source: Path) -> None:
+    floor = FLOORS.get(room(source), -1)  # the package itself imports nothing
+    upward = {name for name in rooms_imported(source) if FLOORS[name] > floor}
+    assert not upward, f"{source.name} of floor {floor} imports from above: {sorted(upward)}"
+
+
+def test_rooms_do_not_import_each_other_in_circles() -> None:
+    graph: dict[str, set[str]] = {}
+    for path in SOURCES:
+        graph.setdefault(room(path), set()).update(rooms_imported(path))
+    list(graphlib.TopologicalSorter(graph).static_order())
+    assert "methods" not in graph["data"]
+    assert "data" not in graph["methods"]
+
+
+def test_lightning_wandb_and_learn2learn_stay_where_they_belong(source: Path) -> None:
+    found = imports(source)
+    tops = {top(name) for name in found}
+    if room(source) not in LIGHTNING_ROOMS:
+        assert not tops & {"lightning", "pytorch_lightning"}
+    if room(source) not in WANDB_ROOMS:
+        assert "wandb" not in tops
+        assert not any(name.endswith(".WandbLogger") for name in found)
+        assert "WandbLogger" not in source.read_text(encoding="utf-8")
+    assert "learn2learn" not in tops
+
+
+def test_every_import_is_a_requirement(source: Path) -> None:
+    foreign = {top(name) for name in imports(source)} - {"mamllit"} - sys.stdlib_module_names
+    missing = {IMPORT_NAMES.get(name, name) for name in foreign} - {requirement.name for requirement in CORE}
+    assert not missing, f"not in install_requires of setup.cfg: {sorted(missing)}"
+
+
+def test_a_file_can_be_read_in_a_sitting_and_says_what_it_is(source: Path) -> None:
+    text = source.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 250
+    assert ast.get_docstring(ast.parse(text))
