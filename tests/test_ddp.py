@@ -95,9 +95,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     (out / "runs.json").write_text(json.dumps(two))
     (out / "script.py").write_text(SCRIPT)
     inherited = {k: v for k, v in os.environ.items() if k not in (cli.RUN_DIR_VARIABLE, "LOCAL_RANK", "WORLD_SIZE")}
+    path = os.pathsep.join([str(REPOSITORY / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
     process = subprocess.Popen(
         [sys.executable, str(out / "script.py"), str(out / "runs.json"), str(out)],
-        env=inherited | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY / "tests")},
+        env=inherited | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -211,13 +212,19 @@ def test_the_ranks_shares_are_the_single_process_meta_batch(world: int) -> None:
             assert torch.equal(together, getattr(batch, field)), f"{field} at step {step}"
 
 
-@pytest.mark.parametrize("world", [2, 3, 8])
+@pytest.mark.parametrize("world", [2, 3, 7])
 def test_the_ranks_evaluate_each_episode_once(world: int) -> None:
     numbers = []
     for rank in range(world):
         (loader,) = module(rank, world).test_dataloader()
         numbers += [number for batch in loader for number in batch.number.tolist()]
     assert numbers == list(range(7))
+
+
+def test_fewer_evaluation_episodes_than_ranks_are_refused() -> None:
+    message = r"^the evaluation set 'paper\[7\]' has 7 episodes for 8 ranks; each rank needs one"
+    with pytest.raises(ValueError, match=message):
+        module(0, 8).test_dataloader()
 
 
 def test_an_indivisible_meta_batch_is_refused_with_both_numbers() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from mamllit import cli
 
@@ -128,3 +129,10 @@ def test_the_resumed_result_counts_both_sessions(runs: SimpleNamespace, workers:
     result = json.loads((runs.root / str(workers) / "seed_0/result.json").read_text())
     assert result["steps_done"] == runs.steps
     assert result["fit"]["steps_this_session"] == runs.steps - runs.killed_at[workers]
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_the_written_config_repeats_the_run_from_its_beginning(runs: SimpleNamespace, workers: int) -> None:
+    config = yaml.safe_load((runs.root / str(workers) / "seed_0/config.yaml").read_text())
+    assert config["ckpt_path"] is None
+    assert config["trainer"]["max_steps"] == runs.steps

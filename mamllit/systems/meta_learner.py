@@ -94,7 +94,8 @@ class MetaLearner(L.LightningModule):
         compiled = should_compile(self.compile_setting, int(self.trainer.max_steps), self.device)
         self.meta_gradient = MetaGradient(self.method, self.execution, compiled)
         self._trained = [value for value in self.method.parameters() if value.requires_grad]
-        self.trainer.log_every_n_steps = self.log_every  # type: ignore[attr-defined]  # else the loggers get the last value again at every step
+        # else the loggers get the last value again at every step
+        self.trainer.log_every_n_steps = self.log_every  # type: ignore[attr-defined]
 
     def on_train_end(self) -> None:
         self.trained_steps = self.global_step
