@@ -95,10 +95,11 @@ class MetaGradient:
             raise ValueError(f"execution is {execution!r}; it must be 'auto', 'vmap', 'loop' or a chunk size >= 1")
         self.method, self.execution, self.compiled = method, execution, compiled
         self._verbs = _Verbs(method)
+        self._trained = [(name, value) for name, value in self._verbs.named_parameters() if value.requires_grad]
         self._step: Callable[[Params, Episode], MetaStep] | None = None
 
     def __call__(self, episodes: Episode) -> MetaStep:
-        params = {name: value.detach() for name, value in self._verbs.named_parameters() if value.requires_grad}
+        params = {name: value.detach() for name, value in self._trained}
         total = count(episodes)
         size = chunk_size(self.execution, episodes)
         if size >= total:
@@ -118,7 +119,7 @@ class MetaGradient:
 
     def names(self) -> list[str]:
         """Names of the meta-parameters, as in `MetaStep.gradient`, in the order of `parameters()`."""
-        return [name for name, value in self._verbs.named_parameters() if value.requires_grad]
+        return [name for name, _ in self._trained]
 
     def _vectorised(self, params: Params, episodes: Episode) -> MetaStep:
         def mean_loss(params: Params) -> tuple[Tensor, dict[str, Tensor]]:
