@@ -2,6 +2,7 @@
 
 from typing import Literal, Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -36,7 +37,8 @@ class Classification:
         return F.cross_entropy(output, y)
 
     def metric(self, output: Tensor, y: Tensor) -> Tensor:
-        return (output.argmax(-1) == y).float().mean()
+        hits = (output.argmax(-1) == y).to(torch.promote_types(output.dtype, torch.float32))  # bf16 would round the mean
+        return hits.mean()
 
     def ways(self, output: Tensor) -> int:
         return output.shape[-1]
