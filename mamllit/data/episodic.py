@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from mamllit.episode import EpisodeBatch
 
 Protocol = Literal["paper", "standard"]
+BLOCK = 16  # meta-batches drawn in one call
 PROTOCOL_EPISODES = {"paper": 600, "standard": 2000}
 
 
@@ -153,11 +154,20 @@ class EpisodicDataModule(L.LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader:
         rank, world = self._world()
         share = self.meta_batch_size // world
+        # one process alone draws several steps' meta-batches at once: they are one contiguous run of episodes
+        block = BLOCK if world == 1 and self.num_workers == 0 else 1
+        drawn: dict[int, Any] = {}
         done = self.trainer.global_step * self.trainer.accumulate_grad_batches if self.trainer is not None else 0
 
         def draw(step: int) -> Any:
-            first = step * self.meta_batch_size + rank * share
-            return self.draw(self.seed, "train", self.shots, self.queries, first, share)
+            if step not in drawn:
+                first = step * self.meta_batch_size + rank * share
+                batches = self.draw(self.seed, "train", self.shots, self.queries, first, share * block)
+                drawn.clear()
+                for i in range(block):
+                    part = slice(i * share, (i + 1) * share)
+                    drawn[step + i] = type(batches)(*(t[part] if t.dim() else t for t in batches))
+            return drawn.pop(step)
 
         return self._loader(_Draws(draw, done, None))
 

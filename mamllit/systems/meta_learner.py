@@ -12,6 +12,7 @@ from mamllit.engine import Execution, MetaGradient, evaluate, should_compile
 from mamllit.episode import EpisodeBatch
 from mamllit.methods import Method
 from mamllit.metrics import EpisodeMetric, Summary
+from mamllit.systems.hooks import skip_empty_hooks
 
 
 class _ReadyGradient(torch.autograd.Function):
@@ -91,6 +92,7 @@ class MetaLearner(L.LightningModule):
         }
 
     def on_fit_start(self) -> None:
+        skip_empty_hooks(self.trainer)
         compiled = should_compile(self.compile_setting, int(self.trainer.max_steps), self.device)
         self.meta_gradient = MetaGradient(self.method, self.execution, compiled)
         self._trained = [value for value in self.method.parameters() if value.requires_grad]

@@ -190,11 +190,11 @@ def test_episodes_of_an_evaluation_set_without_a_trainer() -> None:
     data = tiny("test", test_episodes=7)
     paper, standard = data.evaluation_sets("test")
     whole = data.episodes(paper)
-    assert whole.index.tolist() == list(range(7))
+    assert whole.number.tolist() == list(range(7))
     assert whole.episodes.query.x.shape == (7, 3 * 2, 3, SIDE, SIDE)
     assert data.episodes(standard).episodes.query.x.shape == (7, 3 * 4, 3, SIDE, SIDE)
     assert torch.equal(data.episodes(paper, 3, 2).episodes.support.x, whole.episodes.support.x[3:5])
-    assert data.episodes(paper, 5).index.tolist() == [5, 6]
+    assert data.episodes(paper, 5).number.tolist() == [5, 6]
 
 
 # ---- training: workers, ranks, resume ------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ def test_episodes_of_an_evaluation_set_without_a_trainer() -> None:
 def test_workers_give_the_same_meta_batches_in_the_same_order() -> None:
     alone = meta_batches(tiny(), 5)
     helped = meta_batches(tiny(num_workers=2), 5)
-    assert alone[4].index.tolist() == list(range(24, 30))
+    assert alone[4].number.tolist() == list(range(24, 30))
     for one, other in zip(alone, helped, strict=True):
         assert_same(one, other)
 
@@ -237,7 +237,7 @@ def sine(meta_batch_size: int, trainer: Any = None) -> SineDataModule:
 def test_a_resumed_run_starts_at_the_episodes_it_had_reached(step: int, accumulate: int, first: int) -> None:
     """Meta-batch s holds the episodes 6 s to 6 s + 5; with accumulation an optimiser step takes several."""
     (resumed,) = meta_batches(tiny(trainer=fake_trainer(step=step, accumulate=accumulate)), 1)
-    assert resumed.index.tolist() == list(range(first, first + 6))
+    assert resumed.number.tolist() == list(range(first, first + 6))
     assert_same(resumed, meta_batches(tiny(), first // 6 + 1)[-1])
 
 
