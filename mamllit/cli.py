@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning as L
 import torch
+import wandb
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -70,6 +71,12 @@ class MamllitCLI(LightningCLI):
         parser.add_lightning_class_args(ResultWriter, "results")
         parser.add_lightning_class_args(AdaptationFigures, "figures")
         parser.add_lightning_class_args(StepProgressBar, "progress")
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "test":
+            parser.set_defaults({"verbose": False})  # ResultWriter prints the table; Lightning's has hundreds of rows
+        return parser
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
@@ -160,6 +167,8 @@ def run(args: ArgsType = None) -> MamllitCLI:
             args=args,
         )
     finally:
+        if wandb.run is not None:  # a run of its own for the next call
+            wandb.finish()
         if not inherited:  # else a second run of this process would write into the directory of the first
             os.environ.pop(RUN_DIR_VARIABLE, None)
 

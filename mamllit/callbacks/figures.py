@@ -49,7 +49,7 @@ class AdaptationFigures(L.Callback):
                 {name: learner.summaries[name] for name in sets}, metric, f"{title}, meta-test", regression
             )
         }
-        steps = [s for s in self.steps if s <= learner.eval_steps]
+        steps = [s for s in self.steps if s <= learner.eval_steps] or [0, learner.eval_steps]
         for shots, evaluation in {e.shots: e for e in sets.values()}.items():
             figure = (_regression if regression else _classification)(
                 learner.method, data, evaluation, steps, self.episodes, f"{title}, K = {shots}"

@@ -18,12 +18,13 @@ AMPLITUDE, PHASE, X = (0.1, 5.0), (0.0, math.pi), (-5.0, 5.0)
 
 
 class SineDraw(NamedTuple):
-    """`number` [T], `amplitude` [T], `phase` [T], `x` [T, points] of which the first `support` [scalar] are support."""
+    """`number`, `amplitude`, `phase` [T]; points `x`, `y` [T, P, 1], of which the first `support` (a scalar) are support."""
 
     number: Tensor
     amplitude: Tensor
     phase: Tensor
     x: Tensor
+    y: Tensor
     support: Tensor
 
 
@@ -87,17 +88,14 @@ class SineDataModule(EpisodicDataModule):
         x = X[0] + (X[1] - X[0]) * points
         if self.query_points == "grid" and split != "train":
             x[:, shots:] = torch.linspace(*X, queries)
-        return SineDraw(
-            number=torch.arange(first, first + count),
-            amplitude=AMPLITUDE[0] + (AMPLITUDE[1] - AMPLITUDE[0]) * sine[:, 0],
-            phase=PHASE[0] + (PHASE[1] - PHASE[0]) * sine[:, 1],
-            x=x,
-            support=torch.tensor(shots),
-        )
+        amplitude = AMPLITUDE[0] + (AMPLITUDE[1] - AMPLITUDE[0]) * sine[:, 0]
+        phase = PHASE[0] + (PHASE[1] - PHASE[0]) * sine[:, 1]
+        y = amplitude[:, None] * torch.sin(x - phase[:, None])
+        number = torch.arange(first, first + count)
+        return SineDraw(number, amplitude, phase, x[..., None], y[..., None], torch.tensor(shots))
 
     def build(self, drawn: SineDraw) -> EpisodeBatch:
-        y = drawn.amplitude[:, None] * torch.sin(drawn.x - drawn.phase[:, None])
-        x, y, shots = drawn.x[..., None], y[..., None], int(drawn.support)
+        x, y, shots = drawn.x, drawn.y, int(drawn.support)
         return EpisodeBatch(drawn.number, Episode(Examples(x[:, :shots], y[:, :shots]), Examples(x[:, shots:], y[:, shots:])))
 
     def truth(self, evaluation: EvaluationSet, task: int, x: Tensor) -> Tensor:

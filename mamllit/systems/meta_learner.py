@@ -12,7 +12,7 @@ from mamllit.engine import Execution, MetaGradient, evaluate, should_compile
 from mamllit.episode import EpisodeBatch
 from mamllit.methods import Method
 from mamllit.metrics import EpisodeMetric, Summary
-from mamllit.systems.hooks import skip_empty_hooks
+from mamllit.systems.hooks import skip_driver_checks, skip_empty_hooks
 
 
 class _ReadyGradient(torch.autograd.Function):
@@ -80,6 +80,12 @@ class MetaLearner(L.LightningModule):
         self.per_episode: dict[str, tuple[Tensor, Tensor]] = {}
         self.trained_steps = 0
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_current_fx_name":  # Lightning sets it 28 times a step; nn.Module's look at each value is slow
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     # ---- meta-training -------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
@@ -93,11 +99,16 @@ class MetaLearner(L.LightningModule):
 
     def on_fit_start(self) -> None:
         skip_empty_hooks(self.trainer)
+        skip_driver_checks(self.device)
         compiled = should_compile(self.compile_setting, int(self.trainer.max_steps), self.device)
         self.meta_gradient = MetaGradient(self.method, self.execution, compiled)
         self._trained = [value for value in self.method.parameters() if value.requires_grad]
         # else the loggers get the last value again at every step
         self.trainer.log_every_n_steps = self.log_every  # type: ignore[attr-defined]
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        for value in self._trained:  # what optimizer.zero_grad() does, less its bookkeeping
+            value.grad = None
 
     def on_train_end(self) -> None:
         self.trained_steps = self.global_step

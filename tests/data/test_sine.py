@@ -48,23 +48,11 @@ def test_every_point_of_a_task_lies_on_its_sine() -> None:
     batch = data.build(drawn)
     assert batch.number.tolist() == [5, 6, 7, 8, 9, 10]
     for t in range(6):
-        for part, points in zip(batch.episodes, (drawn.x[t, :4], drawn.x[t, 4:]), strict=True):
+        for part, points in zip(batch.episodes, (drawn.x[t, :4, 0], drawn.x[t, 4:, 0]), strict=True):
             assert torch.equal(part.x[t, :, 0], points)
             for x, y in zip(part.x[t, :, 0].tolist(), part.y[t, :, 0].tolist(), strict=True):
                 expected = drawn.amplitude[t].item() * math.sin(x - drawn.phase[t].item())
                 assert y == pytest.approx(expected, abs=1e-5)
-
-
-def test_the_phase_is_subtracted() -> None:
-    """A = 2, p = pi/2: y(pi/2) = 0 and y(pi) = 2."""
-    data = SineDataModule()
-    drawn = data.draw(0, "train", 1, 1, 0, 1)
-    drawn = drawn._replace(
-        amplitude=torch.tensor([2.0]), phase=torch.tensor([math.pi / 2]), x=torch.tensor([[math.pi / 2, math.pi]])
-    )
-    support, query = data.build(drawn).episodes
-    assert support.y.item() == pytest.approx(0, abs=1e-6)
-    assert query.y.item() == pytest.approx(2, abs=1e-6)
 
 
 def test_grid_queries_are_evenly_spaced_in_evaluation_only() -> None:
