@@ -368,3 +368,17 @@ def test_omniglot_fit_and_test(tmp_path: Path) -> None:
     assert (tmp_path / "seed_0" / "figures" / "adaptation_1shot.png").stat().st_size > 0
     cli.run(["test", *common])
     assert result(tmp_path / "seed_0")["results"] == fitted["results"]
+
+
+def test_threads_below_one_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="threads is 0; it must be >= 1"):
+        cli.run(command("fit", tmp_path, "--threads", "0"))
+
+
+def test_threads_of_the_configuration_are_set(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        cli.run(short(tmp_path, "--threads", "2"))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

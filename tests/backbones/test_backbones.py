@@ -234,7 +234,7 @@ def test_conv4_with_stride_averages_the_last_map() -> None:
     ("wrong", "message"),
     [
         ({"downsample": "pool"}, r"downsample is 'pool'; it must be 'stride' or 'max_pool'"),
-        ({"conv_algorithm": "fft"}, r"conv_algorithm is 'fft'; it must be 'patches' or 'conv2d'"),
+        ({"conv_algorithm": "fft"}, r"algorithm is 'fft'; it must be 'patches' or 'conv2d'"),
         ({"image_size": 15}, r"image_size is 15; four 2x2 poolings need at least 16"),
     ],
 )

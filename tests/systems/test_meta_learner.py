@@ -1,5 +1,6 @@
 """MetaLearner under a real Trainer on the CPU: the gradient that arrives, Lightning's own services, and evaluation."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from mamllit.methods import MAML
 from mamllit.metrics import EpisodeMetric
 from mamllit.objectives import Classification, Regression
 from mamllit.systems import MetaLearner
+from mamllit.systems.hooks import skip_driver_checks
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -309,3 +311,20 @@ def test_wrong_arguments_are_refused(wrong: dict, message: str) -> None:
     method = MAML(MLP(4, [3], 2), Classification(), 0.1, 1, "mean")
     with pytest.raises(ValueError, match=message):
         MetaLearner(method, **wrong)
+
+
+def test_evaluation_without_an_episodic_datamodule_says_what_to_pass() -> None:
+    learner = MetaLearner(make_method())
+    data = make_data()
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    data.trainer = trainer
+    with pytest.raises(TypeError, match="evaluates on the fixed episodes of an EpisodicDataModule, but the Trainer has None"):
+        trainer.test(learner, data.test_dataloader(), verbose=False)
+
+
+def test_on_a_cpu_the_optimizer_is_not_kept_looking_for_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    skip_driver_checks(torch.device("cuda"))
+    assert os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"
+    skip_driver_checks(torch.device("cpu"))
+    assert os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == "0"
