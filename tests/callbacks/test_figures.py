@@ -107,7 +107,7 @@ def test_the_drawn_truth_is_the_sine_of_the_task() -> None:
             assert 0.1 <= float(drawn.amplitude[task]) <= 5
             assert 0 <= float(drawn.phase[task]) <= math.pi
             points = np.asarray(support.get_xdata())
-            np.testing.assert_array_equal(points, drawn.x[task, : evaluation.shots])
+            np.testing.assert_array_equal(points, drawn.x[task, : evaluation.shots, 0])
             on_curve = float(drawn.amplitude[task]) * np.sin(points - float(drawn.phase[task]))
             np.testing.assert_allclose(support.get_ydata(), on_curve, atol=1e-5)
 
