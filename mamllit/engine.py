@@ -146,6 +146,12 @@ class MetaGradient:
             return self._vectorised(params, episodes)
 
 
+def ordinary(episodes: Episode) -> Episode:
+    """The episodes with inference tensors copied: in inference mode, Lightning's default in a test, torch 2.8 (not 2.15)
+    silently adapts wrongly; out of it, inference tensors cannot be differentiated."""
+    return Episode(*(Examples(*(t.clone() if t.is_inference() else t for t in part)) for part in episodes))
+
+
 def evaluate(method: Method, episodes: Episode, steps: int) -> Tensor:
     """The objective's metric on the query sets after 0, 1, ... inner steps: [T, steps + 1] ([T, 1] without inner loop).
 
@@ -157,8 +163,8 @@ def evaluate(method: Method, episodes: Episode, steps: int) -> Tensor:
         outputs = [method.predict(state, episode.query.x) for state in states]
         return torch.stack([method.objective.metric(output, episode.query.y) for output in outputs])
 
-    with torch.no_grad():
-        return vmap(one, randomness="different")(episodes)
+    with torch.inference_mode(False), torch.no_grad():
+        return vmap(one, randomness="different")(ordinary(episodes))
 
 
 def should_compile(setting: bool | Literal["auto"], steps: int, device: torch.device, worth: int = 2000) -> bool:

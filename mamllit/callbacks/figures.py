@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mamllit.data import EpisodicDataModule, EvaluationSet
+from mamllit.engine import ordinary
 from mamllit.episode import Episode
 from mamllit.methods import Method
 from mamllit.plotting import classification_adaptation, learning_curve, regression_adaptation
@@ -59,8 +60,8 @@ class AdaptationFigures(L.Callback):
 
 
 def _outputs(method: Method, episode: Episode, x: Tensor, steps: list[int]) -> dict[int, Tensor]:
-    with torch.no_grad():  # `torch.func.grad` differentiates inside all the same
-        states = method.trajectory(episode.support, max(steps))
+    with torch.inference_mode(False), torch.no_grad():  # `torch.func.grad` differentiates inside all the same
+        states = method.trajectory(ordinary(episode).support, max(steps))
         return {s: method.predict(states[min(s, len(states) - 1)], x).cpu() for s in steps}
 
 
