@@ -10,15 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mamllit.backbones.convolution import conv, same_padding
 from mamllit.backbones.norm import BatchStatNorm
 
-ConvAlgorithm = Literal["patches", "conv2d"]
-
-
-def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """TensorFlow's SAME padding (before, after) for one dimension; asymmetric where the total is odd."""
-    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-    return total // 2, total - total // 2
+ConvAlgorithm = Literal["per_task", "conv2d"]
 
 
 class SameConv2d(nn.Module):
@@ -28,8 +23,8 @@ class SameConv2d(nn.Module):
         in_channels, out_channels: sizes.
         kernel: side of the square kernel.
         stride: of both dimensions.
-        algorithm: "patches" multiplies the matrix of patches with the weights: under `vmap` over weights it becomes one
-            batched matrix product, where "conv2d" becomes a grouped convolution. The results agree up to rounding.
+        algorithm: "per_task" is `mamllit.backbones.convolution.conv`, fast where weights differ per task and under second
+            derivatives; "conv2d" is PyTorch's, the reference. The results agree up to rounding.
 
     Shape: [n, H, W, in_channels] -> [n, ceil(H / stride), ceil(W / stride), out_channels]. The weight has PyTorch's
     layout, [out_channels, in_channels, kernel, kernel].
@@ -41,36 +36,24 @@ class SameConv2d(nn.Module):
         out_channels: int,
         kernel: int = 3,
         stride: int = 1,
-        algorithm: ConvAlgorithm = "patches",
+        algorithm: ConvAlgorithm = "per_task",
     ) -> None:
         super().__init__()
-        if algorithm not in ("patches", "conv2d"):
-            raise ValueError(f"algorithm is {algorithm!r}; it must be 'patches' or 'conv2d'")
+        if algorithm not in ("per_task", "conv2d"):
+            raise ValueError(f"algorithm is {algorithm!r}; it must be 'per_task' or 'conv2d'")
         self.kernel, self.stride, self.algorithm = kernel, stride, algorithm
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel, kernel))
+        weight = torch.empty(out_channels, in_channels, kernel, kernel)
+        nn.init.xavier_uniform_(weight)
+        self.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last))
         self.bias = nn.Parameter(torch.zeros(out_channels))
-        nn.init.xavier_uniform_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width, channels = x.shape[-3:]
-        top, bottom = same_padding(height, self.kernel, self.stride)
-        left, right = same_padding(width, self.kernel, self.stride)
-        x = F.pad(x, (0, 0, left, right, top, bottom))
-        if self.algorithm == "conv2d":
-            return F.conv2d(x.permute(0, 3, 1, 2), self.weight, self.bias, stride=self.stride).permute(0, 2, 3, 1)
-        rows, columns = -(-height // self.stride), -(-width // self.stride)
-        shifted = [
-            x[
-                :,
-                i : i + (rows - 1) * self.stride + 1 : self.stride,
-                j : j + (columns - 1) * self.stride + 1 : self.stride,
-            ]
-            for i in range(self.kernel)
-            for j in range(self.kernel)
-        ]
-        patches = torch.cat(shifted, dim=-1).reshape(-1, self.kernel**2 * channels)
-        weight = self.weight.permute(2, 3, 1, 0).reshape(self.kernel**2 * channels, -1)
-        return (patches @ weight + self.bias).reshape(-1, rows, columns, weight.shape[-1])
+        if self.algorithm == "per_task":
+            return conv(x, self.weight, self.stride) + self.bias
+        top, bottom = same_padding(x.shape[-3], self.kernel, self.stride)
+        left, right = same_padding(x.shape[-2], self.kernel, self.stride)
+        x = F.pad(x, (0, 0, left, right, top, bottom)).permute(0, 3, 1, 2)
+        return F.conv2d(x, self.weight, self.bias, stride=self.stride).permute(0, 2, 3, 1)
 
 
 class Conv4(nn.Module):
@@ -100,7 +83,7 @@ class Conv4(nn.Module):
         image_size: int,
         downsample: Literal["stride", "max_pool"],
         norm_scale: bool = False,
-        conv_algorithm: ConvAlgorithm = "patches",
+        conv_algorithm: ConvAlgorithm = "per_task",
     ) -> None:
         super().__init__()
         if downsample not in ("stride", "max_pool"):
