@@ -183,7 +183,7 @@ def test_missing_and_truncated_images_are_listed_together(tmp_path: Path) -> Non
     assert message_of(tmp_path) == (
         f"mini-ImageNet in {tmp_path}: images/ with train.csv, val.csv and test.csv: images that cannot be used (2):\n"
         f"  - {images}/n01000.jpg: No such file or directory\n"
-        f"  - {images}/n04003.jpg: image file is truncated (0 bytes not processed)\n"
+        f"  - {images}/n04003.jpg: image file is truncated (5 bytes not processed)\n"
         "Put whole ones in their place and start again."
     )
 

@@ -222,17 +222,17 @@ def test_too_little_space_is_seen_before_anything_is_decoded(tmp_path: Path) -> 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MiB."""
+    """A file system of 128 KiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk]).returncode:
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", disk]).returncode:
         pytest.skip("needs the right to mount a small file system")
     yield disk
-    subprocess.run(["umount", disk], check=True)
+    subprocess.run(["umount", "--lazy", disk], check=True)
 
 
 def test_a_small_disk_takes_a_cache_or_none(small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = draw(tmp_path / "images", classes=40)  # 1.3 MB
+    root = draw(tmp_path / "images", classes=15)  # 164 kB of pixels
     monkeypatch.setattr("mamllit.data.cache.shutil.disk_usage", lambda _: FREE)
     with pytest.warns(UserWarning, match="No space left on device"):
         pool = load_pools(source_of(root), small_disk / "pictures")["all"]
