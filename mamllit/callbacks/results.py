@@ -67,6 +67,7 @@ class ResultWriter(L.Callback):
             "steps_this_session": trainer.global_step - self._first_step,
             "seconds_this_session": round(seconds, 1),
             "seconds": round(self._seconds(), 1),  # of all sessions, without what was lost after a checkpoint
+            "commit": commit(),
             "iterations_per_second": round((trainer.global_step - self._first_step) / max(seconds, 1e-9), 2),
         }
         self._seconds_before, self._clock = self._seconds(), 0.0
