@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -101,6 +102,7 @@ class ResultWriter(L.Callback):
             "steps_done": trainer.global_step if stage == "fit" else learner.trained_steps,
             "seed": getattr(trainer.datamodule, "seed", None),  # type: ignore[attr-defined]
             "command": sys.argv,
+            "commit": _commit(),
             "versions": _versions(),
             "machine": {
                 "platform": platform.platform(),
@@ -189,6 +191,19 @@ def _versions() -> dict[str, str]:
         "lightning": L.__version__,
         "python": platform.python_version(),
     }
+
+
+def _commit() -> str | None:
+    """The commit of the code that runs, with "-dirty" where files differ from it; None outside a clone of mamllit."""
+    git = ["git", "-C", str(Path(mamllit.__file__).parent)]
+    try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", "__init__.py"], capture_output=True, check=True)
+        described = subprocess.run(
+            [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], capture_output=True, check=True, text=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip()
 
 
 def _write_atomically(path: Path, text: str) -> None:
