@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mamllit.data import EpisodicDataModule, EvaluationSet
-from mamllit.engine import ordinary
 from mamllit.episode import Episode
+from mamllit.evaluation import ordinary
 from mamllit.methods import Method
 from mamllit.plotting import classification_adaptation, learning_curve, regression_adaptation
 from mamllit.systems.meta_learner import MetaLearner

@@ -8,8 +8,9 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from mamllit.data import EpisodicDataModule, EvaluationSet
-from mamllit.engine import Execution, MetaGradient, evaluate, should_compile
+from mamllit.engine import Execution, MetaGradient, should_compile
 from mamllit.episode import EpisodeBatch
+from mamllit.evaluation import evaluate
 from mamllit.methods import Method
 from mamllit.metrics import EpisodeMetric, Summary
 from mamllit.systems.hooks import skip_driver_checks, skip_empty_hooks

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from mamllit.backbones import MLP
 from mamllit.data import SineDataModule
-from mamllit.engine import MetaGradient, evaluate
+from mamllit.engine import MetaGradient
 from mamllit.episode import EpisodeBatch
+from mamllit.evaluation import evaluate
 from mamllit.methods import MAML
 from mamllit.metrics import EpisodeMetric
 from mamllit.objectives import Classification, Regression
