@@ -1,7 +1,16 @@
 """Episodic data: class pools, the sampler, and one LightningDataModule per data set."""
 
 from mamllit.data.episodic import EpisodicDataModule, EvaluationSet
+from mamllit.data.image_folder import ImageFolderDataModule
+from mamllit.data.mini_imagenet import MiniImagenetDataModule
 from mamllit.data.omniglot import OmniglotDataModule
 from mamllit.data.sine import SineDataModule
 
-__all__ = ["EpisodicDataModule", "EvaluationSet", "OmniglotDataModule", "SineDataModule"]
+__all__ = [
+    "EpisodicDataModule",
+    "EvaluationSet",
+    "ImageFolderDataModule",
+    "MiniImagenetDataModule",
+    "OmniglotDataModule",
+    "SineDataModule",
+]

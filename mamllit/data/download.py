@@ -1,10 +1,13 @@
 """Fetching one file over HTTP: resumed where it broke off, checked, and put in place whole or not at all."""
 
+import base64
+import binascii
 import hashlib
 import http.client
 import os
 import urllib.error
 import urllib.request
+from email.message import Message
 from pathlib import Path
 
 from tqdm import tqdm  # type: ignore[import-untyped]
@@ -12,7 +15,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 CHUNK = 2**18  # bytes
 
 
-def fetch(url: str, path: str | Path, md5: str, *, timeout: float = 30.0, progress: bool = True) -> Path:
+def fetch(url: str, path: str | Path, md5: str | None, *, timeout: float = 30.0, progress: bool = True) -> Path:
     """Download `url` to `path`, unless it is there already.
 
     The bytes go to `path.part`, which takes the name `path` once its checksum is right. A `.part` left by an earlier
@@ -22,7 +25,8 @@ def fetch(url: str, path: str | Path, md5: str, *, timeout: float = 30.0, progre
     Args:
         url: the address.
         path: where the file shall lie; its parents are made.
-        md5: hexadecimal MD5 of the whole file.
+        md5: hexadecimal MD5 of the whole file. None where it is not known: then the one counts that the server sends along
+            (`Content-MD5`, as Zenodo does), if any, and the file's own is recorded in `path.md5` for `check_recorded`.
         timeout: seconds without an answer after which the connection counts as broken.
         progress: show a bar (on a terminal only).
 
@@ -37,8 +41,7 @@ def fetch(url: str, path: str | Path, md5: str, *, timeout: float = 30.0, progre
     path = Path(path)
     by_hand = f"Or put the file at {path} by hand."
     if path.exists():
-        found = md5_of(path)
-        if found != md5:
+        if md5 is not None and (found := md5_of(path)) != md5:
             raise RuntimeError(
                 f"{path} is there but is not the file of {url}: its md5 is {found}, expected {md5}. "
                 "Delete it to download it anew."
@@ -46,21 +49,39 @@ def fetch(url: str, path: str | Path, md5: str, *, timeout: float = 30.0, progre
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    resumed = _download(url, part, timeout, progress, by_hand)
-    found = md5_of(part)
-    if found != md5 and resumed:  # the old part may come from another version of the file
+    resumed, announced = _download(url, part, timeout, progress, by_hand)
+    found, expected = md5_of(part), md5 or announced
+    if expected not in (None, found) and resumed:  # the old part may come from another version of the file
         part.unlink()
-        _download(url, part, timeout, progress, by_hand)
-        found = md5_of(part)
-    if found != md5:
+        _, announced = _download(url, part, timeout, progress, by_hand)
+        found, expected = md5_of(part), md5 or announced
+    if expected not in (None, found):
         size = part.stat().st_size
         part.unlink()
         raise RuntimeError(
-            f"{url} sent a file with the wrong checksum: {size} bytes with md5 {found}, expected {md5}. It was thrown "
+            f"{url} sent a file with the wrong checksum: {size} bytes with md5 {found}, expected {expected}. It was thrown "
             f"away. Try again; if it happens twice, the file at that address has changed. {by_hand}"
         )
+    if md5 is None:
+        _record(path).write_text(f"{found}  {path.name}\n", encoding="utf-8")  # as md5sum writes it
     os.replace(part, path)
     return path
+
+
+def check_recorded(path: str | Path) -> None:
+    """Compare a file with the checksum that `fetch` recorded beside it; one without a record passes.
+
+    Raises:
+        ValueError: if the file has changed since it was downloaded.
+    """
+    path = Path(path)
+    if _record(path).exists():
+        recorded, found = _record(path).read_text(encoding="utf-8").split(" ")[0], md5_of(path)
+        if found != recorded:
+            raise ValueError(
+                f"{path} has changed since it was downloaded: its md5 is {found}, then it was {recorded}. Delete it to download "
+                f"it anew, or delete {_record(path)} if the file is meant"
+            )
 
 
 def md5_of(path: str | Path) -> str:
@@ -69,8 +90,22 @@ def md5_of(path: str | Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
-def _download(url: str, part: Path, timeout: float, progress: bool, by_hand: str) -> bool:
-    """Fill `part` from `url`; True if bytes that were there before are still in it."""
+def _record(path: Path) -> Path:
+    return path.with_name(path.name + ".md5")
+
+
+def _announced(headers: Message) -> str | None:
+    """The MD5 that a server sends along, hexadecimal: in base64, after RFC 1864, or in hexadecimal, as Zenodo's software does."""
+    text = (headers.get("Content-MD5") or "").removeprefix("md5:")
+    try:
+        digest = bytes.fromhex(text) if len(text) == 32 else base64.b64decode(text, validate=True)
+    except (ValueError, binascii.Error):
+        return None
+    return digest.hex() if len(digest) == 16 else None
+
+
+def _download(url: str, part: Path, timeout: float, progress: bool, by_hand: str) -> tuple[bool, str | None]:
+    """Fill `part` from `url`; whether bytes that were there before are still in it, and the MD5 that the server sent."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
@@ -78,7 +113,7 @@ def _download(url: str, part: Path, timeout: float, progress: bool, by_hand: str
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416 and have:  # nothing beyond what is here: the checksum tells whether it is the file
-            return True
+            return True, None
         raise RuntimeError(
             f"cannot download {url}: the server answered {error.code} {error.reason}. "
             f"Check that the address still exists. {by_hand}"
@@ -94,6 +129,7 @@ def _download(url: str, part: Path, timeout: float, progress: bool, by_hand: str
                 f"cannot resume {url}: asked for the bytes from {have} on, the server sent "
                 f"{response.headers.get('Content-Range')!r}. Delete {part} and try again. {by_hand}"
             )
+        announced = None if resumed else _announced(response.headers)  # with a range it may be that of the range
         start = have if resumed else 0
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else None
@@ -125,4 +161,4 @@ def _download(url: str, part: Path, timeout: float, progress: bool, by_hand: str
             f"the download of {url} broke off after {received} of {total or 'an unknown number of'} bytes"
             f"{f' ({broken})' if broken else ''}. Try again: it goes on from {part}. {by_hand}"
         ) from broken
-    return resumed
+    return resumed, announced

@@ -87,15 +87,16 @@ class ImageDataModule(EpisodicDataModule):
 
     def build(self, drawn: ImageDraw) -> EpisodeBatch:
         pool, shots = self._images(SPLITS[int(drawn.split)], drawn.image.device), int(drawn.shots)
-        images = pool[drawn.image]  # [T, N, P, C, H, W]
+        tasks, ways, per_class = drawn.image.shape
+        images = pool.index_select(0, drawn.image.flatten()).unflatten(0, (tasks, ways, per_class))  # still bytes
         if self.rotate:
             images = rotate(images, drawn.turns)
-        images = images.float() / 255
-        tasks, ways, per_class = drawn.image.shape
         labels = torch.arange(ways, device=images.device)[:, None].expand(tasks, ways, per_class)
 
         def part(start: int, stop: int) -> Examples:
-            return Examples(images[:, :, start:stop].flatten(1, 2), labels[:, :, start:stop].flatten(1, 2))
+            # one copy from bytes to floats, in the layout of the episode; dividing gives the same floats everywhere
+            x = images[:, :, start:stop].to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+            return Examples(x.flatten(1, 2), labels[:, :, start:stop].flatten(1, 2))
 
         return EpisodeBatch(drawn.number, Episode(part(0, shots), part(shots, per_class)))
 

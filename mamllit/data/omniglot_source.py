@@ -13,16 +13,9 @@ pixels are binary: that is "nearest". "antialias" turns to grey first, as many p
 """
 
 import difflib
-import hashlib
-import os
 import random
-import struct
-import warnings
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from functools import partial
 from importlib import resources
 from io import BytesIO
@@ -31,13 +24,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm  # type: ignore[import-untyped]
 
+from mamllit.data.cache import load_cache
 from mamllit.data.download import fetch
-from mamllit.data.pool import ClassPool, load_cache, save_cache
+from mamllit.data.pool import ClassPool
+from mamllit.data.prepare import load_pools
+from mamllit.data.source import File, Item, Source, files_in, fingerprint, folders_in, report, some, stamped
 
 BASE_URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
 ZIP_MD5 = {
@@ -48,11 +42,6 @@ SPLITS = ("vinyals", "maml")
 RESIZES = ("nearest", "antialias")
 SIDE = 105  # pixels of a drawing
 DRAWINGS = 20  # per character
-SHOWN = 10  # problems spelt out in an error
-UNREADABLE = (  # what zipfile and Pillow raise on spoilt bytes
-    *(OSError, ValueError, SyntaxError, RuntimeError, EOFError),
-    *(zipfile.BadZipFile, zlib.error, struct.error, Image.DecompressionBombError),
-)
 RESTORE = "Delete what is damaged and set `download: true`, or extract the original zips again."
 
 
@@ -123,19 +112,18 @@ def load_characters(
             raise FileNotFoundError(_nothing_found(root, cache, missing))
         sources |= {part: fetch(f"{BASE_URL}/{part}.zip", root / f"{part}.zip", ZIP_MD5[part]) for part in missing}
     found = [source for source in sources.values() if source is not None]
-    listed = {source: _list_folder(source) for source in found if source.is_dir()}
-    fingerprint = "; ".join([f"{image_size}-{resize}", *(_identity(source, listed.get(source)) for source in found)])
-    if (pool := _cached(cache, fingerprint, names, drawings)) is None:
-        pool = _decode_all(found, listed, names, drawings, image_size, resize)
-        try:
-            save_cache(cache, {"all": pool}, fingerprint)
-        except OSError as error:
-            warnings.warn(
-                f"cannot write the Omniglot cache {cache} ({error}); the images are kept in memory only, and decoded "
-                "again in every run",
-                stacklevel=3,
-            )
-    return pool
+    files = {source: _png_files(source) for source in found if source.is_dir()}
+    source = Source(
+        name="Omniglot in " + " and ".join(map(str, found)),
+        fingerprint=fingerprint(
+            f"{image_size}-{resize}", root, chain(*(files.get(source, [stamped(source)]) for source in found))
+        ),
+        shape=(1, image_size, image_size),
+        images=len(names) * drawings,
+        pools={"all": lambda: _list(found, files, names, drawings, image_size, resize)},
+        advice=RESTORE,
+    )
+    return load_pools(source, cache)["all"]
 
 
 def decode(png: bytes, image_size: int, resize: str) -> NDArray[np.uint8]:
@@ -157,77 +145,56 @@ def _cached(cache: Path, fingerprint: str | None, names: list[str], drawings: in
     return pool if usable else None
 
 
-def _list_folder(folder: Path) -> list[Drawing]:
-    """The PNGs at folder/Alphabet/characterNN/*.png, hidden files left out."""
-    paths = [path for path in folder.glob("*/*/*.png") if not path.name.startswith(".")]
+def _png_files(folder: Path) -> list[File]:
+    """The PNGs at folder/Alphabet/characterNN/*.png."""
+    return [
+        file for alphabet in folders_in(folder) for character in folders_in(alphabet) for file in files_in(character, [".png"])
+    ]
+
+
+def _in_folder(files: Sequence[File]) -> list[Drawing]:
+    paths = [Path(file.path) for file in files]
     return [Drawing("/".join(path.parts[-3:-1]), path.name, path.read_bytes) for path in paths]
 
 
-def _list_zip(archive: zipfile.ZipFile) -> list[Drawing]:
+def _in_zip(archive: zipfile.ZipFile) -> list[Drawing]:
     """The PNGs at .../Alphabet/characterNN/*.png in a zip, hidden files left out."""
     split = [(member, member.split("/")) for member in archive.namelist() if member.endswith(".png")]
     paths = [(member, path) for member, path in split if len(path) >= 3 and not path[-1].startswith(".")]
     return [Drawing("/".join(path[-3:-1]), path[-1], partial(archive.read, member)) for member, path in paths]
 
 
-def _identity(source: Path, listed: list[Drawing] | None) -> str:
-    """What changes when the source does: name and size of a zip, number and names of the PNGs of a folder."""
-    if listed is None:
-        return f"{source.name} of {source.stat().st_size} bytes"
-    files = "\n".join(sorted(f"{drawing.character}/{drawing.file}" for drawing in listed))
-    return f"{source.name}/ of {len(listed)} files, sha256 of the names {hashlib.sha256(files.encode()).hexdigest()}"
+def _list(
+    sources: list[Path], files: Mapping[Path, list[File]], names: list[str], drawings: int, size: int, resize: str
+) -> dict[str, list[Item]]:
+    """The drawings of each character; ValueError if a zip is damaged or the drawings are not all there."""
+    found, problems = [drawing for listed in files.values() for drawing in _in_folder(listed)], []
+    for source in sources:
+        if source not in files:
+            try:
+                found += _in_zip(zipfile.ZipFile(source))  # closed when the last of its drawings is let go
+            except (zipfile.BadZipFile, OSError) as error:
+                length = source.stat().st_size
+                problems.append(f"{source} ({length} bytes) is not a whole zip file, perhaps cut short ({error})")
+    if problems:
+        raise ValueError(report("Omniglot", problems, RESTORE))
+    found.sort(key=lambda drawing: drawing[:2])
+    groups = {name: list(group) for name, group in groupby(found, key=lambda drawing: drawing.character)}
+    if problems := _wrong_counts(groups, names, drawings):
+        raise ValueError(report("Omniglot in " + " and ".join(map(str, sources)), problems, RESTORE))
 
+    def item(drawing: Drawing) -> Item:
+        return Item(f"{drawing.character}/{drawing.file}", lambda: decode(drawing.read(), size, resize)[None])
 
-def _decode_all(
-    sources: list[Path], listed: Mapping[Path, list[Drawing]], names: list[str], drawings: int, size: int, resize: str
-) -> ClassPool:
-    with ExitStack() as archives:
-        found, problems = [*chain(*listed.values())], []
-        for source in sources:
-            if source not in listed:
-                try:
-                    found += _list_zip(archives.enter_context(zipfile.ZipFile(source)))
-                except (zipfile.BadZipFile, OSError) as error:
-                    length = source.stat().st_size
-                    problems.append(f"{source} ({length} bytes) is not a whole zip file, perhaps cut short ({error})")
-        if problems:
-            raise ValueError(_report("Omniglot", problems, RESTORE))
-        heading = "Omniglot in " + " and ".join(map(str, sources))
-        found.sort(key=lambda drawing: drawing[:2])
-        groups = {name: list(group) for name, group in groupby(found, key=lambda drawing: drawing.character)}
-        if problems := _wrong_counts(groups, names, drawings):
-            raise ValueError(_report(heading, problems, RESTORE))
-        images = np.empty((len(names) * drawings, 1, size, size), np.uint8)
-
-        def decode_character(c: int) -> list[str]:
-            wrong = []
-            for i, drawing in enumerate(groups[names[c]]):
-                try:
-                    images[c * drawings + i, 0] = decode(drawing.read(), size, resize)
-                except UNREADABLE as error:
-                    wrong.append(f"{names[c]}/{drawing.file}: {error}")
-            return wrong
-
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-            done = threads.map(decode_character, range(len(names)))
-            problems = [*chain(*tqdm(done, "decoding Omniglot", len(names), unit=" characters", disable=None))]
-        if problems:
-            raise ValueError(_report(f"{heading}, PNGs that cannot be used ({len(problems)})", problems, RESTORE))
-    return ClassPool(torch.from_numpy(images), np.arange(len(names) + 1, dtype=np.int64) * drawings, tuple(names))
+    return {name: [item(drawing) for drawing in groups[name]] for name in names}
 
 
 def _wrong_counts(groups: Mapping[str, list[Drawing]], names: list[str], drawings: int) -> list[str]:
     problems = []
     if absent := [name for name in names if name not in groups]:
-        shown = ", ".join(absent[:SHOWN]) + (f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else "")
-        problems.append(f"missing characters, {len(absent)} of {len(names)}: {shown}")
+        problems.append(f"missing characters, {len(absent)} of {len(names)}: {some(absent)}")
     counts = {name: len(groups[name]) for name in names if name in groups}
     return problems + [f"{name} has {n} PNGs, expected {drawings}" for name, n in counts.items() if n != drawings]
-
-
-def _report(heading: str, problems: list[str], advice: str) -> str:
-    more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-    return "\n  - ".join([f"{heading}:", *problems[:SHOWN], *more]) + f"\n{advice}"
 
 
 def _unknown(what: str, value: object, known: Sequence[str]) -> str:
@@ -247,4 +214,4 @@ def _nothing_found(root: Path, cache: Path, missing: list[str]) -> str:
     nearby = [root.parent] if root.name in ZIP_MD5 else [path.parent for path in root.glob("*/images_background*")]
     if nearby:
         advice += f" There seems to be something in {nearby[0]}: set `root` to that folder?"
-    return _report(f"Omniglot is not in {root}{state}; looked for", looked, advice)
+    return report(f"Omniglot is not in {root}{state}; looked for", looked, advice)

@@ -1,0 +1,66 @@
+"""mini-ImageNet (Vinyals et al. 2016; split of Ravi and Larochelle 2017): 100 classes of 600 photographs, 64 / 16 / 20."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mamllit.data.episodic import Protocol
+from mamllit.data.images import ImageDataModule
+from mamllit.data.mini_imagenet_source import load_mini_imagenet
+from mamllit.data.pool import ClassPool
+
+
+class MiniImagenetDataModule(ImageDataModule):
+    """mini-ImageNet episodes after the MAML paper: 84x84 RGB in [0, 1], not normalised, not augmented.
+
+    Under the "paper" protocol a test episode has K query images per class, as in the paper's code.
+
+    Args:
+        root: folder that holds `images/` with `train.csv`, `val.csv`, `test.csv`; or `train/`, `val/`, `test/` of class
+            folders; or the pickles `mini-imagenet-cache-{train,val,test}.pkl`; or the cache of an earlier run. They are
+            looked for in this order, and one line says what was found.
+        ways, shots: N and K of an episode.
+        queries: query images per class in meta-training (the paper: 15).
+        meta_batch_size: episodes per meta-update over all ranks (the paper: 4 for 1 shot, 2 for 5).
+        image_size: side of the images in pixels; others are squeezed to it.
+        download: fetch the pickles (1.8 GB) into `root` where nothing is found there.
+        cache_dir: folder of the decoded images (1.3 GB); by default `.mamllit-cache` in `root`.
+        seed, eval_seed, protocols, val_episodes, test_episodes, eval_batch_size, num_workers, standard_queries: see
+            `EpisodicDataModule`.
+
+    Raises:
+        FileNotFoundError, ValueError, RuntimeError, OSError: at `prepare_data` or `setup`, saying what was found and what to do.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        ways: int = 5,
+        shots: int = 1,
+        queries: int = 15,
+        meta_batch_size: int = 4,
+        image_size: int = 84,
+        download: bool = False,
+        cache_dir: str | Path | None = None,
+        standard_queries: int = 15,
+        seed: int | None = None,
+        eval_seed: int = 0,
+        protocols: Sequence[Protocol] = ("paper", "standard"),
+        val_episodes: int = 200,
+        test_episodes: int | None = None,
+        eval_batch_size: int = 10,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(
+            ways, shots, queries, meta_batch_size, False, standard_queries, seed, eval_seed, protocols, val_episodes,
+            test_episodes, eval_batch_size, num_workers,
+        )  # fmt: skip
+        self.root, self.image_size, self.download, self.cache_dir = root, image_size, download, cache_dir
+
+    def prepare_data(self) -> None:
+        self._load(self.download)  # on one rank: fills the cache that `setup` reads on all
+
+    def load(self) -> dict[str, ClassPool]:
+        return self._load(False)
+
+    def _load(self, download: bool) -> dict[str, ClassPool]:
+        return load_mini_imagenet(self.root, self.image_size, download, self.cache_dir)
