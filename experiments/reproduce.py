@@ -26,11 +26,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         words, more = words[: words.index("--")], words[words.index("--") + 1 :]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", help="omniglot, mini_imagenet, sine, or all")
-    parser.add_argument("--cells", nargs="+", default=[], metavar="PATTERN", help="only these, e.g. omniglot_20way_1shot '*_mlp'")
+    parser.add_argument("--cells", nargs="+", default=[], metavar="PATTERN", help="only these, e.g. '*_20way_1shot'")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="seeds to train with (0)")
     parser.add_argument("--steps", type=int, help="iterations to train for (the cell's own: the paper's number)")
     parser.add_argument("--train", action="store_true", help="train also the cells whose checkpoint comes with mamllit")
-    parser.add_argument("--data", nargs="+", default=[], metavar="TABLE=FOLDER", help="where images lie: omniglot=data/omniglot")
+    parser.add_argument("--data", nargs="+", default=[], metavar="TABLE=FOLDER", help="e.g. omniglot=data/omniglot")
     parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), help="evaluations and tables (runs/reproduce)")
     parser.add_argument("--runs", type=Path, help="folder of the trainings (runs, as in the YAMLs)")
     parsed = parser.parse_args(words)
@@ -107,8 +107,8 @@ class Report:
 
 
 def to_finish(row: Row) -> str:
-    """The command that trains a row's cell to the paper's length; "" where that is done."""
-    if row.steps_done >= row.steps_asked or "best" in row.checkpoint.split(", ")[0].split():
+    """The command that trains a row's cell to the paper's length; "" where that is done, or said at its last checkpoint."""
+    if row.steps_done >= row.steps_asked or row.checkpoint == "best":
         return ""
     name = row.cell.rsplit("/", 1)[-1]
     return f"python experiments/reproduce.py all --cells {name} --seeds {row.seed} --train"

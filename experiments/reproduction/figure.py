@@ -26,7 +26,9 @@ def draw(rows: Sequence[Row], title: str) -> Figure:
             mean, ci95 = row.transductive
             axes.errorbar(mean, y, xerr=ci95, fmt="o", color=MEASURED, capsize=3, markersize=5)
             if row.inductive is not None:
-                axes.errorbar(row.inductive[0], y + 0.2, xerr=row.inductive[1], fmt="o", mfc="white", color=INDUCTIVE, capsize=3)
+                axes.errorbar(
+                    row.inductive[0], y + 0.2, xerr=row.inductive[1], fmt="o", mfc="white", color=INDUCTIVE, capsize=3
+                )
         axes.set_yticks(range(len(own)), [label(row) for row in own], fontsize=7)
         axes.invert_yaxis()
         axes.set_xlabel(metric, fontsize=8)

@@ -56,7 +56,9 @@ class Row:
 def collect(cells: Sequence[Cell], out: Path) -> list[Row]:
     """The rows of all finished evaluations of the cells in the folder `out`, in the order of cells, seeds and names."""
     records = [
-        (cell, path) for cell in cells for path in sorted((out / "evaluations" / cell.name).glob(f"seed_*/*/{RECORD}"), key=_order)
+        (cell, path)
+        for cell in cells
+        for path in sorted((out / "evaluations" / cell.name).glob(f"seed_*/*/{RECORD}"), key=_order)
     ]
     return [row for cell, path in records for row in _rows(cell, path)]
 
@@ -84,7 +86,9 @@ def _rows(cell: Cell, path: Path) -> Iterator[Row]:
                 metric=result["metric"],
                 transductive=_value(entry, steps),
                 inductive=_value(other, steps) if other else None,
-                batch_norm_costs=paired(values[name, "inductive", steps], values[name, "transductive", steps]) if other else None,
+                batch_norm_costs=paired(values[name, "inductive", steps], values[name, "transductive", steps])
+                if other
+                else None,
                 published=published,
                 published_ci95=cell.published_ci95.get(name, {}).get(steps),
                 steps_done=result["steps_done"],
