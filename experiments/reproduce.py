@@ -110,8 +110,7 @@ def to_finish(row: Row) -> str:
     """The command that trains a row's cell to the paper's length; "" where that is done, or said at its last checkpoint."""
     if row.steps_done >= row.steps_asked or row.checkpoint == "best":
         return ""
-    name = row.cell.rsplit("/", 1)[-1]
-    return f"python experiments/reproduce.py all --cells {name} --seeds {row.seed} --train"
+    return f"python experiments/reproduce.py all --cells {row.cell} --seeds {row.seed} --train"
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 from reproduction.cells import Cell
 from reproduction.work import RECORD
 
+BOTH = ("inductive", "transductive")
 Value = tuple[float, float]  # a mean over episodes and the half-width of its 95% interval
 
 
@@ -55,11 +56,10 @@ class Row:
 
 def collect(cells: Sequence[Cell], out: Path) -> list[Row]:
     """The rows of all finished evaluations of the cells in the folder `out`, in the order of cells, seeds and names."""
-    records = [
-        (cell, path)
-        for cell in cells
-        for path in sorted((out / "evaluations" / cell.name).glob(f"seed_*/*/{RECORD}"), key=_order)
-    ]
+    records = []
+    for cell in cells:
+        found = (out / "evaluations" / cell.name).glob(f"seed_*/*/{RECORD}")
+        records += [(cell, path) for path in sorted(found, key=_order)]
     return [row for cell, path in records for row in _rows(cell, path)]
 
 
@@ -94,8 +94,12 @@ def _rows(cell: Cell, path: Path) -> Iterator[Row]:
                 steps_done=result["steps_done"],
                 steps_asked=training["steps_asked"],
                 seconds=training["seconds"],
-                commit=training["commit"] or "unknown",
+                commit=_short(training["commit"]),
             )
+
+
+def _short(commit: str | None) -> str:
+    return "unknown" if commit is None else commit[:7] + "-dirty" * commit.endswith("-dirty")
 
 
 def _value(entry: dict[str, Any], steps: int) -> Value:
@@ -127,9 +131,9 @@ HEADER = (
 LEGEND = """\
 Measured: mean over the test episodes ± 95% interval (1.96 standard errors over the episodes; it says nothing of another seed).
 Accuracies in per cent. Episodes: protocol, number x queries per class. Transductive: the query batch is normalised by its own
-statistics, as in the paper; inductive: by those of the support alone; a network without batch norm has one value. The difference
-of the two is paired, over the same episodes. Checkpoint "last" is the paper's rule, "best" the best on meta-val. In its interval:
-whether the measured mean lies within the published ± (where the paper gives none: the published value within the measured ±).
+statistics, as in the paper; inductive: by those of the support alone; a network without batch norm has one value. The
+difference of the two is paired, over the same episodes. Checkpoint "last" is the paper's rule, "best" the best on meta-val. In
+its interval: whether the measured mean lies within the published ± (where the paper gives none, within the measured ±).
 """
 
 

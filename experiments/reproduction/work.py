@@ -109,7 +109,7 @@ def evaluate(
     """Test a checkpoint with `mamllit test`, unless that was done; returns whether it had to be.
 
     Args:
-        rule: how the checkpoint was chosen: "last", "best" or "last = best", and "..., pretrained" for one that comes with mamllit.
+        rule: how the checkpoint was chosen: "last", "best" or "last = best"; "..., pretrained" for one that comes with mamllit.
         checkpoint: what `--ckpt_path` takes.
         file: the checkpoint's file, by whose content an evaluation is known again.
         training: seconds, commit and steps of the training, for the table.

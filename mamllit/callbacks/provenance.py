@@ -13,11 +13,13 @@ import mamllit
 
 @cache
 def commit() -> str | None:
-    """The short git commit of mamllit's source, with "-dirty" where tracked files differ from it; None outside a clone."""
-    folder = Path(mamllit.__file__).parent
-    try:  # an installed copy may lie inside somebody else's repository, where it is not tracked
-        for words in (["ls-files", "--error-unmatch", "__init__.py"], ["describe", "--always", "--dirty", "--exclude=*"]):
-            done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=10)
+    """The git commit of mamllit's source, with "-dirty" where tracked files differ from it; None outside a clone."""
+    git = ["git", "-C", str(Path(mamllit.__file__).parent)]
+    tracked = [*git, "ls-files", "--error-unmatch", "__init__.py"]  # an installed copy may lie inside another repository
+    try:
+        subprocess.run(tracked, capture_output=True, check=True, timeout=10)
+        described = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        done = subprocess.run(described, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

@@ -37,11 +37,11 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_clone_gives_its_commit_and_a_changed_one_says_so(package: Path) -> None:
     git(package.parent, "add", ".")
     git(package.parent, "commit", "-q", "-m", "first")
-    short = git(package.parent, "rev-parse", "--short", "HEAD").strip()
-    assert provenance.commit() == short
+    head = git(package.parent, "rev-parse", "HEAD").strip()
+    assert provenance.commit() == head
     package.write_text("a = 2\n")
     provenance.commit.cache_clear()
-    assert provenance.commit() == f"{short}-dirty"
+    assert provenance.commit() == f"{head}-dirty"
 
 
 def test_a_copy_that_is_not_tracked_has_none(package: Path) -> None:
