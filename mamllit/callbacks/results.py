@@ -79,7 +79,7 @@ class ResultWriter(L.Callback):
             return
         self._write(trainer, pl_module, "test")
         if trainer.is_global_zero:
-            Console(width=max(Console().width, 118)).print(self.table(pl_module))
+            Console(width=max(Console().width, 144)).print(self.table(pl_module))
             print(f"results: {Path(trainer.default_root_dir) / 'result.json'}")
 
     # ---- the printed table ---------------------------------------------------------------------------------------
@@ -103,15 +103,15 @@ class ResultWriter(L.Callback):
 
     def _rows(self, learner: MetaLearner, reading: Reading, steps: list[int]) -> list[tuple[str, list[str]]]:
         summary = learner.summaries[reading.name]
-        norm = f"{reading.batch_norm}, " if reading.batch_norm else ""
-        rows = [(f"{norm}mean ± 95%", [f"{summary.mean[s]:.4g} ± {summary.ci95[s]:.2g}" for s in steps])]
+        norm = reading.batch_norm or "mean"
+        rows = [(f"{norm} ± 95%", [f"{summary.mean[s]:.4g} ± {summary.ci95[s]:.2g}" for s in steps])]
         if not learner.method.objective.higher_is_better:
             rows.append(("median", [f"{summary.median[s]:.4g}" for s in steps]))
             rows.append(("diverged", [f"{100 * summary.diverged[s]:.2f}%" for s in steps]))
         if published := self.published.get(reading.name):
             ci95 = self.published_ci95.get(reading.name, {})
             cells = [_with_interval(published.get(s), ci95.get(s)) for s in steps]
-            rows.append((f"{norm}published", cells))
+            rows.append(("published", cells))
         return rows
 
     # ---- the files -----------------------------------------------------------------------------------------------

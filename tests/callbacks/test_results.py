@@ -231,7 +231,7 @@ def classifier() -> MetaLearner:
 def test_the_table_of_a_classifier_has_a_row_for_each_kind_of_batch_norm_and_no_median(classifier: MetaLearner) -> None:
     writer = ResultWriter(published={"paper": {1: 0.987, 2: 0.99}}, published_ci95={"paper": {1: 0.004}})
     _, *rows = printed(writer, classifier)
-    assert [row[1] for row in rows] == ["transductive, mean ± 95%", "", "transductive, published", "inductive, mean ± 95%"]
+    assert [row[1] for row in rows] == ["transductive ± 95%", "", "published", "inductive ± 95%"]
     assert [row[2:] for row in rows if row[1]] == [
         ["0.2 ± 0.02", "0.9 ± 0.09", "0.95 ± 0.095"],
         ["", "0.987 ± 0.004", "0.99"],
@@ -246,7 +246,7 @@ def test_a_test_of_one_kind_of_batch_norm_writes_that_alone(classifier: MetaLear
     del classifier.summaries["paper"]
     ResultWriter(published={"paper": {1: 0.987}}).on_test_end(trainer(tmp_path), classifier)
     assert list(result(tmp_path)["results"]) == ["paper/inductive"]
-    assert [row[1] for row in printed(ResultWriter(), classifier)[1:]] == ["inductive, mean ± 95%", ""]
+    assert [row[1] for row in printed(ResultWriter(), classifier)[1:]] == ["inductive ± 95%", ""]
 
 
 def test_the_files_name_the_kind_of_batch_norm(classifier: MetaLearner, tmp_path: Path) -> None:
