@@ -1,12 +1,14 @@
 """The command line, `mamllit fit|validate|test -c CONFIG.yaml`: LightningCLI with the defaults that episodes need.
 
 What is added to LightningCLI: one run directory per run, in which everything lands; Weights & Biases offline unless
-asked; a test at the end of `fit`; and a `test` that takes the run's checkpoint instead of untrained weights.
+asked; a test at the end of `fit`; a `test` that takes the run's checkpoint, or a pretrained one by name, instead of untrained
+weights; and the commands of `mamllit.commands`, which need no Trainer.
 """
 
 import json
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
 
+from mamllit import commands, pretrained
 from mamllit.callbacks import AdaptationFigures, ResultWriter, StepProgressBar
 from mamllit.data import EpisodicDataModule
+from mamllit.pretrained.build import fill
+from mamllit.pretrained.files import is_meant
 from mamllit.systems import MetaLearner
 
 RUN_DIR_VARIABLE = "MAMLLIT_RUN_DIR"  # tells processes that Lightning starts for the other ranks where the run lives
@@ -59,6 +64,8 @@ class SaveConfig(SaveConfigCallback):
 class MamllitCLI(LightningCLI):
     """See the module; the arguments beside Lightning's are `--wandb`, `--run_name`, `--threads` and `--test_after_fit`."""
 
+    pretrained: Path | None = None  # a safetensors file to evaluate; Lightning would take its own checkpoints only
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--wandb", choices=["offline", "online", "disabled"], default="offline", help="W&B mode")
         parser.add_argument("--run_name", type=str, default="", help="run directory below default_root_dir (seed_<seed>)")
@@ -88,14 +95,25 @@ class MamllitCLI(LightningCLI):
         as_asked = config.clone()
         as_asked.ckpt_path = None  # a resumed run is repeated from its beginning
         self.save_config_kwargs = {"as_asked": as_asked}
+        self.pretrained = _pretrained(config.get("ckpt_path"), fitting)
+        if self.pretrained is not None:  # its result is none of this run's, so that it does not go where that lies
+            config.ckpt_path, config.run_name = None, config.run_name or f"pretrained_{self.pretrained.stem}"
         run = _run_dir(config, fresh=fitting and not config.get("ckpt_path"))
         config.trainer.default_root_dir = str(run)
         config.checkpoint_last.dirpath = config.checkpoint_best.dirpath = str(run / "checkpoints")
         config.trainer.logger = _loggers(config.trainer.logger, run, config.wandb)
         if config.trainer.enable_progress_bar is False:  # Lightning refuses this beside a bar of our own
             config.trainer.enable_progress_bar, config.progress.refresh = None, 0
-        if not fitting:
+        if not fitting and self.pretrained is None:
             config.ckpt_path = _checkpoint(run, config.get("ckpt_path"))
+
+    def before_test(self) -> None:
+        if self.pretrained is not None:
+            checkpoint, tensors = pretrained.read(self.pretrained)
+            fill(self.model.method, checkpoint, tensors)
+            self.model.trained_steps = checkpoint.result["steps_done"]
+
+    before_validate = before_test
 
     def after_fit(self) -> None:
         if not self.trainer.interrupted:  # max_steps need not be a multiple of every_n_train_steps
@@ -142,6 +160,19 @@ def _loggers(loggers: Any, run: Path, wandb: str) -> Any:
     return kept
 
 
+def _pretrained(asked: str | None, fitting: bool) -> Path | None:
+    """The file of the pretrained checkpoint that `asked` names; None where it means one of a run."""
+    if asked is None or not is_meant(asked):
+        return None
+    path = pretrained.find(asked)
+    if fitting:
+        raise ValueError(
+            f"{path} holds a trained model without the optimiser's state, so `fit` cannot go on from it; evaluate it with "
+            "`mamllit test`, or resume from a .ckpt file of a run"
+        )
+    return path
+
+
 def _checkpoint(run: Path, asked: str | None) -> str:
     """The checkpoint to evaluate: "last" (default) and "best" are those of the run, else a path."""
     path = run / "checkpoints" / f"{asked or 'last'}.ckpt" if asked in (None, "last", "best") else Path(str(asked))
@@ -164,6 +195,7 @@ def run(args: ArgsType = None) -> MamllitCLI:
             seed_everything_default=0,
             trainer_defaults=TRAINER_DEFAULTS,
             save_config_callback=SaveConfig,
+            parser_kwargs={"epilog": commands.LISTED},
             args=args,
         )
     finally:
@@ -175,7 +207,10 @@ def run(args: ArgsType = None) -> MamllitCLI:
 
 def main() -> None:
     """Entry point of the `mamllit` command."""
-    run()
+    if sys.argv[1:] and sys.argv[1] in commands.COMMANDS:
+        commands.run(sys.argv[1], sys.argv[2:])
+    else:
+        run()
 
 
 if __name__ == "__main__":

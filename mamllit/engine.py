@@ -147,27 +147,6 @@ class MetaGradient:
             return self._vectorised(params, episodes)
 
 
-def ordinary(episodes: Episode) -> Episode:
-    """The episodes with inference tensors copied: in inference mode, Lightning's default in a test, torch 2.8 (not 2.15)
-    silently adapts wrongly; out of it, inference tensors cannot be differentiated."""
-    return Episode(*(Examples(*(t.clone() if t.is_inference() else t for t in part)) for part in episodes))
-
-
-def evaluate(method: Method, episodes: Episode, steps: int) -> Tensor:
-    """The objective's metric on the query sets after 0, 1, ... inner steps: [T, steps + 1] ([T, 1] without inner loop).
-
-    Runs under `no_grad`, which `torch.func.grad` inside the inner loop does not heed: so no graph through the steps is kept.
-    """
-
-    def one(episode: Episode) -> Tensor:
-        states = method.trajectory(episode.support, steps)
-        outputs = [method.predict(state, episode.query.x) for state in states]
-        return torch.stack([method.objective.metric(output, episode.query.y) for output in outputs])
-
-    with torch.inference_mode(False), torch.no_grad():
-        return vmap(one, randomness="different")(ordinary(episodes))
-
-
 def should_compile(setting: bool | Literal["auto"], steps: int, device: torch.device, worth: int = 2000) -> bool:
     """Whether to compile: as asked, or for "auto" where a compiler is there and the run has at least `worth` steps.
 

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import re
 import runpy
 import shutil
 import sys
@@ -18,6 +19,8 @@ import torch
 from jsonargparse import Namespace
 
 from mamllit import cli
+from mamllit.pretrained import files
+from mamllit.pretrained.export import export
 
 REPOSITORY = Path(__file__).parents[1]
 SINE = str(REPOSITORY / "experiments" / "maml" / "sine_10shot.yaml")
@@ -149,7 +152,7 @@ def test_metrics_csv_holds_each_value_once(fitted: SimpleNamespace) -> None:
 
 def test_episodes_csv_holds_the_values_behind_the_means(fitted: SimpleNamespace) -> None:
     episodes = rows(fitted.run / "episodes.csv")
-    assert {row["set"] for row in episodes} == {"paper[20]"}
+    assert {(row["set"], row["batch_norm"]) for row in episodes} == {("paper[20]", "none")}
     for steps, mean in enumerate(result(fitted.run)["results"]["paper[20]"]["mean"]):
         values = {int(row["episode"]): float(row["mse"]) for row in episodes if int(row["steps"]) == steps}
         assert sorted(values) == list(range(20))
@@ -362,7 +365,8 @@ def test_omniglot_fit_and_test(tmp_path: Path) -> None:
     fitted = result(tmp_path / "seed_0")
     assert fitted["steps_done"] == 3
     assert fitted["transductive"] is True
-    assert set(fitted["results"]) == {"val", "paper[4]", "standard[4]"}
+    tested = {"paper[4]", "paper[4]/inductive", "standard[4]", "standard[4]/inductive"}
+    assert set(fitted["results"]) == {"val", *tested}
     assert fitted["results"]["standard[4]"]["queries"] == 15
     assert all(0.2 < value <= 1 for value in fitted["results"]["standard[4]"]["mean"][1:])  # better than chance, 1 in 5
     assert (tmp_path / "seed_0" / "figures" / "adaptation_1shot.png").stat().st_size > 0
@@ -382,3 +386,55 @@ def test_threads_of_the_configuration_are_set(tmp_path: Path) -> None:
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+# ---- pretrained checkpoints ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def exported(fitted: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The fitted model as a checkpoint that comes with mamllit, named maml_sine; its file."""
+    monkeypatch.setattr(files, "FOLDER", tmp_path / "package")
+    return export(fitted.run, out=tmp_path / "package" / "maml_sine.safetensors")
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_test_evaluates_a_pretrained_checkpoint(exported: Path, fitted: SimpleNamespace, tmp_path: Path, by_name: bool) -> None:
+    cli.run(command("test", tmp_path / "runs", "--ckpt_path", "maml_sine" if by_name else str(exported)))
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["pretrained_maml_sine"]
+    after, before = result(tmp_path / "runs" / "pretrained_maml_sine"), result(fitted.run)
+    assert after["results"]["paper[20]"] == before["results"]["paper[20]"]
+    assert after["steps_done"] == 22
+    assert "fit" not in after
+
+
+def test_validate_evaluates_a_pretrained_checkpoint(exported: Path, fitted: SimpleNamespace, tmp_path: Path) -> None:
+    done = cli.run(command("validate", tmp_path / "runs", "--ckpt_path", "maml_sine"))
+    untrained = cli.run(short(tmp_path / "other", "--trainer.max_steps", "10"))
+    assert float(done.trainer.callback_metrics["val/mse"]) != float(untrained.trainer.callback_metrics["val/mse"])
+
+
+@pytest.mark.usefixtures("exported")
+def test_an_unknown_pretrained_checkpoint_lists_the_near_ones(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"^no checkpoint is named 'maml_sines' \(did you mean 'maml_sine'\?\)"):
+        cli.run(command("test", tmp_path, "--ckpt_path", "maml_sines"))
+
+
+@pytest.mark.usefixtures("exported")
+def test_a_pretrained_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
+    other = ["--model.method.init_args.backbone.init_args.hidden", "[40,30]"]
+    with pytest.raises(
+        ValueError, match=r"maml_sine does not fit the model: .* is \[40, 40\] in the checkpoint and \[30, 40\]"
+    ):
+        cli.run(command("test", tmp_path, "--ckpt_path", "maml_sine", *other))
+
+
+@pytest.mark.usefixtures("exported")
+def test_a_pretrained_checkpoint_cannot_be_resumed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"maml_sine\.safetensors holds a trained model without the optimiser's state"):
+        cli.run(short(tmp_path, "--ckpt_path", "maml_sine"))
+
+
+def test_the_result_names_the_commit(fitted: SimpleNamespace) -> None:
+    commit = result(fitted.run)["commit"]
+    assert commit is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", commit)

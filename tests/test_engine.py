@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from mamllit.backbones import MLP, Conv4
-from mamllit.engine import MetaGradient, chunk_size, count, evaluate, should_compile, take
+from mamllit.engine import MetaGradient, chunk_size, count, should_compile, take
 from mamllit.episode import Episode, Examples
 from mamllit.methods import MAML
 from mamllit.objectives import Classification, Regression
@@ -197,29 +197,3 @@ def test_should_compile_auto_needs_a_compiler_on_the_cpu_only(
         assert not should_compile("auto", 2000, torch.device("cpu"))
     assert "compile: auto found no C++ compiler" in caplog.text
     assert should_compile("auto", 2000, torch.device("cuda"))
-
-
-# ---- evaluation ----------------------------------------------------------------------------------------------------
-
-
-def test_evaluate_equals_a_loop_over_the_episodes(image_episodes: Callable[..., Episode]) -> None:
-    method = MAML(MLP(64, [6], 3, norm=True).double(), Classification(), 0.5, 1, "sum_over_shots")
-    episodes = image_episodes(6, queries=5)
-    values = evaluate(method, episodes, 3)
-    assert values.shape == (6, 4)
-    for i in range(6):
-        episode = one(episodes, i)
-        for steps in range(4):
-            output = method.predict(method.adapt(episode.support, steps), episode.query.x)
-            assert values[i, steps] == (output.argmax(-1) == episode.query.y).double().mean()
-    assert len(values.unique()) > 3
-
-
-def test_evaluate_without_grad_mode_still_adapts(sine_episodes: Callable[..., Episode]) -> None:
-    """torch.func.grad differentiates under no_grad and inference_mode alike."""
-    method, episodes = sine_method(), sine_episodes(4)
-    expected = evaluate(method, episodes, 2).detach()
-    assert (expected[:, 0] != expected[:, 2]).all()
-    for mode in (torch.no_grad, torch.inference_mode):
-        with mode():
-            torch.testing.assert_close(evaluate(method, episodes, 2), expected)

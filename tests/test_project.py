@@ -25,14 +25,15 @@ SOURCES = sorted((ROOT / "mamllit").rglob("*.py"))
 # A module imports from its own floor and those below.
 FLOORS = {
     **dict.fromkeys(("episode", "adaptation", "objectives", "backbones"), 0),
-    **dict.fromkeys(("engine", "data", "methods", "metrics", "plotting"), 1),
-    **dict.fromkeys(("systems", "callbacks"), 2),
-    "cli": 3,
+    **dict.fromkeys(("engine", "evaluation", "data", "methods", "metrics", "plotting"), 1),
+    **dict.fromkeys(("systems", "callbacks", "pretrained", "inference"), 2),
+    **dict.fromkeys(("cli", "commands"), 3),
 }
 LIGHTNING_ROOMS = {"data", "systems", "callbacks", "cli"}
 WANDB_ROOMS = {"callbacks", "cli"}
 ASKED_FOR = {"torch", "torchvision", "lightning", "torchmetrics", "wandb", "pytest", "learn2learn"}
-IMPORT_NAMES = {"PIL": "pillow", "lightning_utilities": "lightning"}  # lightning_utilities comes with lightning
+IMPORT_NAMES = {"PIL": "pillow", "yaml": "pyyaml"}
+IMPORT_NAMES["lightning_utilities"] = "lightning"  # comes with it
 
 setup_cfg = configparser.ConfigParser()
 setup_cfg.read(ROOT / "setup.cfg", encoding="utf-8")

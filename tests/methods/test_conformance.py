@@ -11,8 +11,9 @@ import torch
 
 import mamllit.methods
 from mamllit.backbones import MLP
-from mamllit.engine import MetaGradient, evaluate
+from mamllit.engine import MetaGradient
 from mamllit.episode import Episode, Examples
+from mamllit.evaluation import evaluate
 from mamllit.methods import MAML, Method
 from mamllit.objectives import Classification
 

@@ -1,0 +1,48 @@
+"""`mamllit export RUN_DIR`: the trained model of a run as one small safetensors file; see `mamllit.pretrained`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse import ArgumentParser
+
+from mamllit.pretrained.export import export
+from mamllit.pretrained.files import LIMIT, DType, read
+
+
+def command(
+    run_dir: Path,
+    ckpt: Literal["last", "best"] = "last",
+    out: Path | None = None,
+    dtype: DType = "float32",
+    limit: int = LIMIT,
+) -> None:
+    """Write the trained model of a run, with its configuration and result, as one safetensors file.
+
+    Args:
+        run_dir: directory of a run of `mamllit fit`.
+        ckpt: the last weights, or the best on meta-val.
+        out: the file, ending in .safetensors (default: in RUN_DIR, named after the experiment).
+        dtype: float16 halves the file and rounds the weights.
+        limit: bytes that the file may have.
+    """
+    path = export(run_dir, ckpt, out, dtype, limit)
+    checkpoint, tensors = read(path)
+    result = checkpoint.result
+    print(f"checkpoint: {path} ({path.stat().st_size:,} bytes, {sum(t.numel() for t in tensors.values()):,} parameters)")
+    print(f"trained for {result['steps_done']:,} of {result['steps_asked']:,} iterations; measured: {measured(checkpoint)}")
+
+
+def measured(checkpoint) -> str:
+    """The headline of every evaluation set, in one line."""
+    steps, metric = checkpoint.steps, checkpoint.result["metric"]
+    sets = checkpoint.result["results"].items()
+    texts = [f"{name} {entry['mean'][steps]:.4g} ± {entry['ci95'][steps]:.2g}" for name, entry in sets]
+    return f"{metric} after {steps} steps: {', '.join(texts)}" if texts else "nothing yet, run `mamllit test` before the export"
+
+
+def main(args: Sequence[str]) -> None:
+    """Parse `args` and run."""
+    parser = ArgumentParser(prog="mamllit export", description=command.__doc__.split("\n")[0])
+    parser.add_function_arguments(command, as_positional=True)
+    command(**parser.parse_args(list(args)).as_dict())

@@ -1,0 +1,135 @@
+"""The file of a trained checkpoint: tensors, and one metadata entry, "mamllit", with the configuration and the result as JSON.
+
+Safetensors hold no code, so that reading one runs none. The metadata are one entry because safetensors do not keep the order
+of several: so the same run gives the same bytes.
+"""
+
+import difflib
+import json
+import os
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+FOLDER = Path(__file__).parents[1] / "checkpoints"
+SUFFIX = ".safetensors"
+KEY = "mamllit"  # of the metadata entry
+FORMAT = 1  # goes up when older code could not read what is written
+LIMIT = 500_000  # bytes; the files are kept in the repository
+LIGHTNING_WORDS = ("last", "best", "hpc", "registry")
+DType = Literal["float32", "float16"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds beside the tensors.
+
+    Args:
+        name: e.g. "maml_omniglot_5way_1shot".
+        model: the part `model:` of the run's config.yaml, defaults included.
+        data: the part `data:`, without the folder that the images lay in.
+        result: steps done and asked, seed, commit, and the measured `results` by evaluation set.
+        stored_as: "float32" as trained, or "float16", rounded; loading always gives float32.
+        format: version of this layout.
+    """
+
+    name: str
+    model: dict[str, Any]
+    data: dict[str, Any]
+    result: dict[str, Any]
+    stored_as: DType = "float32"
+    format: int = FORMAT
+
+    @property
+    def steps(self) -> int:
+        """Inner steps whose value is the headline of the result (`report_step`)."""
+        return int(self.model["report_step"])
+
+
+def names() -> list[str]:
+    """Names of the checkpoints that come with mamllit."""
+    return sorted(path.stem for path in FOLDER.glob(f"*{SUFFIX}"))
+
+
+def is_meant(text: str) -> bool:
+    """Whether a `--ckpt_path` means a file of this kind: one that ends so, or a bare name that is no word of Lightning's."""
+    bare = re.fullmatch(r"\w+", text) is not None and text not in LIGHTNING_WORDS and not Path(text).exists()
+    return text.endswith(SUFFIX) or bare
+
+
+def find(name_or_path: str | Path) -> Path:
+    """The file of a checkpoint that comes with mamllit, by name, or of any other, by path.
+
+    A text that ends in `.safetensors` or has a folder in it is a path, anything else a name.
+
+    Raises:
+        FileNotFoundError: where there is none; it says which names there are, the nearest first.
+    """
+    text = str(name_or_path)
+    is_path = text.endswith(SUFFIX) or len(Path(text).parts) > 1
+    path = Path(text).expanduser() if is_path else FOLDER / f"{text}{SUFFIX}"
+    if path.is_file():
+        return path
+    known = names()
+    near = difflib.get_close_matches(Path(text).stem, known, n=3)
+    hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
+    what = f"no checkpoint file at {path}" if is_path else f"no checkpoint is named {text!r}"
+    there = f"the names are: {', '.join(known)}" if known else "this copy of mamllit comes with none"
+    raise FileNotFoundError(f"{what}{hint}; {there}. A file of your own is made by `mamllit export` and given by its path")
+
+
+def read(name_or_path: str | Path) -> tuple[Checkpoint, dict[str, Tensor]]:
+    """A checkpoint and its tensors, as float32; nothing in the file is run.
+
+    Raises:
+        FileNotFoundError: see `find`.
+        ValueError: for a file that is damaged, that `mamllit export` did not write, or that is of a later format.
+    """
+    path = find(name_or_path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (no dict)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} ({path.stat().st_size} bytes) cannot be read as safetensors: {error}") from error
+    if KEY not in metadata:
+        raise ValueError(f"{path} has no metadata entry {KEY!r}: it was not written by `mamllit export`")
+    try:
+        entries = json.loads(metadata[KEY])
+        if entries["format"] > FORMAT:
+            raise ValueError(f"its format is {entries['format']}, and this mamllit reads up to {FORMAT}: install a newer one")
+        return Checkpoint(**entries), tensors
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: the metadata entry {KEY!r} cannot be used: {error}") from error
+
+
+def write(path: Path, checkpoint: Checkpoint, tensors: Mapping[str, Tensor], limit: int = LIMIT) -> int:
+    """Write a file, whole or not at all; returns its size in bytes.
+
+    Raises:
+        ValueError: for a file of more than `limit` bytes; nothing is written then.
+    """
+    dtype = getattr(torch, checkpoint.stored_as)
+    stored = {name: value.detach().cpu().to(dtype).contiguous().clone() for name, value in tensors.items()}
+    content = save(stored, {KEY: json.dumps(asdict(checkpoint), separators=(",", ":"))})
+    if len(content) > limit:
+        raise ValueError(
+            f"{path.name} would have {len(content):,} bytes, more than the limit of {limit:,}; store it as float16 "
+            "(--dtype float16: measure again from the file, the weights are rounded), or raise the limit (--limit)"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex}")
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return len(content)

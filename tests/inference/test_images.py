@@ -1,0 +1,160 @@
+"""Images of any kind are prepared as the training images were; folders without images are refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mamllit.data.omniglot_source import decode
+from mamllit.inference.images import (
+    Preparation,
+    images_below,
+    preparation_of,
+    prepare,
+    query_files,
+    read_images,
+    support_files,
+)
+
+OMNIGLOT = "mamllit.data.OmniglotDataModule"
+
+
+def colour(path: Path, size: tuple[int, int] = (20, 10), mode: str = "RGB") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (200, 100, 50)).convert(mode).save(path)
+    return path
+
+
+# ---- how the images of a checkpoint were prepared --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("resize", ["nearest", "antialias"])
+def test_omniglot_drawings_come_out_as_in_training(tmp_path: Path, resize: str) -> None:
+    pixels = np.random.default_rng(0).random((105, 105)) > 0.2
+    Image.fromarray(pixels).save(tmp_path / "drawing.png")
+    expected = decode((tmp_path / "drawing.png").read_bytes(), 28, resize)
+    how = preparation_of({"class_path": OMNIGLOT, "init_args": {"resize": resize}})
+    with Image.open(tmp_path / "drawing.png") as image:
+        assert image.mode == "1"
+        assert np.array_equal(prepare(image, how)[0].numpy(), expected)
+        assert np.array_equal(prepare(image.convert("RGB"), how)[0].numpy(), expected)  # a drawing saved by another program
+
+
+def test_omniglot_s_pixels_are_binary_whatever_the_drawing() -> None:
+    how = preparation_of({"class_path": OMNIGLOT, "init_args": {"resize": "nearest"}})
+    grey = Image.fromarray(np.linspace(0, 255, 40 * 40).reshape(40, 40).astype(np.uint8))
+    found = prepare(grey, how)
+    assert found.shape == (1, 28, 28)
+    assert set(found.unique().tolist()) == {0, 255}
+    assert found[0, 0, 0] == 255  # black is ink
+
+
+def test_the_other_data_modules_say_size_and_channels() -> None:
+    folder = {"class_path": "mamllit.data.ImageFolderDataModule", "init_args": {"image_size": 32, "channels": 1}}
+    assert preparation_of(folder)[:2] == (32, 1)
+    mini = {"class_path": "mamllit.data.mini_imagenet.MiniImagenetDataModule", "init_args": {}}
+    assert preparation_of(mini)[:2] == (84, 3)
+
+
+def test_an_unknown_data_module_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"trained with own\.Birds, and how that prepares an image is not known here .*say it in"
+    ):
+        preparation_of({"class_path": "own.Birds", "init_args": {}})
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK", "I;16"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_any_mode_gives_the_channels_asked_for(mode: str, channels: int) -> None:
+    if mode == "I;16":
+        image = Image.fromarray(np.full((10, 20), 102 * 256, np.uint16))
+    else:
+        image = Image.new("RGB", (20, 10), (102, 102, 102)).convert(mode)  # a grey that the palette has
+    found = prepare(image, Preparation(8, channels))
+    assert found.dtype == torch.uint8
+    assert found.shape == (channels, 8, 8)
+    assert found.float().mean() == pytest.approx(102, abs=1)
+
+
+def test_what_is_transparent_is_white() -> None:
+    image = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+    assert prepare(image, Preparation(4, 1)).unique().tolist() == [255]
+
+
+def test_a_photograph_is_turned_upright(tmp_path: Path) -> None:
+    image = Image.new("L", (4, 4))
+    image.putpixel((0, 0), 255)
+    exif = Image.Exif()
+    exif[0x0112] = 3  # taken upside down
+    image.save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as turned:
+        assert prepare(turned, Preparation(4, 1))[0, 3, 3] == 255
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+def test_formats_of_pillow_are_read(tmp_path: Path) -> None:
+    files = [colour(tmp_path / f"a.{ending}") for ending in ("png", "jpg", "webp", "bmp", "gif", "tif")]
+    images = read_images(files, Preparation(8, 3))
+    assert images.shape == (6, 3, 8, 8)
+    assert images.dtype == torch.float32
+    assert torch.allclose(images.mean((2, 3)), torch.tensor([200.0, 100.0, 50.0]) / 255, atol=0.03)
+
+
+def test_all_unreadable_images_are_listed(tmp_path: Path) -> None:
+    good = colour(tmp_path / "good.png")
+    cut = colour(tmp_path / "cut.jpg", (300, 300))
+    cut.write_bytes(cut.read_bytes()[:600])
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(
+        ValueError, match=r"^images that cannot be read, 2 of 3:\n  - \S+cut\.jpg: .*\n  - \S+text\.png: .*\nReplace"
+    ):
+        read_images([good, cut, tmp_path / "text.png"], Preparation(8, 3))
+    many = [tmp_path / f"{i}.png" for i in range(13)]
+    with pytest.raises(ValueError, match=r"13 of 13:(\n  - .*){10}\n  - and 3 more\n"):
+        read_images(many, Preparation(8, 3))
+
+
+# ---- folders ---------------------------------------------------------------------------------------------------------
+
+
+def test_files_are_found_by_class_and_in_order(tmp_path: Path) -> None:
+    for name in ("b/2.png", "b/1.JPG", "a/deep/er/3.png", "a/.hidden.png", "a/.trash/4.png", ".git/5.png"):
+        colour(tmp_path / name)
+    (tmp_path / "b" / "notes.txt").touch()
+    found = support_files(tmp_path)
+    assert {name: [file.name for file in files] for name, files in found.items()} == {"a": ["3.png"], "b": ["1.JPG", "2.png"]}
+    assert [file.name for file in query_files(tmp_path)] == ["3.png", "1.JPG", "2.png"]
+
+
+def test_images_below_a_hidden_folder_are_found_when_it_is_asked_for(tmp_path: Path) -> None:
+    colour(tmp_path / ".cache" / "a.png")
+    assert len(images_below(tmp_path / ".cache")) == 1
+
+
+@pytest.mark.parametrize(("find", "what"), [(support_files, "support"), (query_files, "query")])
+def test_a_folder_that_is_none_is_refused(find, what: str, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=rf"^the {what} folder \S+/nowhere does not exist$"):
+        find(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(FileNotFoundError, match=rf"^the {what} folder \S+/file is not a folder$"):
+        find(tmp_path / "file")
+
+
+def test_folders_without_images_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"has no sub-folders; it needs one per class, named as the class$"):
+        support_files(tmp_path)
+    with pytest.raises(
+        FileNotFoundError, match=r"^no images in the query folder \S+ or the folders in it; images are the files"
+    ):
+        query_files(tmp_path)
+    colour(tmp_path / "a" / "1.png")
+    for name in ("b", "c"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(
+        FileNotFoundError, match=r"^no images in these class folders of \S+: b, c; images are the files that end in"
+    ):
+        support_files(tmp_path)
