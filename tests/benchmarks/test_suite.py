@@ -216,7 +216,11 @@ def test_ratios_are_taken_round_by_round() -> None:
 
 @pytest.mark.parametrize("key", ["sine", "sine-fo", "omniglot-5w1s-15q", "omniglot-20w1s", "mini-1s", "mini-5s-fo"])
 def test_the_analytic_operations_are_those_that_pytorch_counts(key: str) -> None:
-    assert floor.analytic_flops(QUICK[key]) == floor.counted_flops(QUICK[key])
+    """But one: the double backward of a convolution computes a gradient for the images too, which nothing needs."""
+    row = QUICK[key]
+    convolutional = row.channels > 0 and not row.first_order
+    needless = row.tasks * row.inner_steps * row.support_size * floor.layer_flops(row)[0] * convolutional
+    assert floor.analytic_flops(row) == floor.counted_flops(row) - needless
 
 
 def test_operations_worked_out_by_hand() -> None:
