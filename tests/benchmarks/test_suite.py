@@ -260,6 +260,16 @@ def test_the_quick_command_writes_table_csv_figures_and_facts(tmp_path: Path) ->
     assert (tmp_path / "time_inner_steps_cpu_1threads.png").stat().st_size > 1000
 
 
+def test_the_command_ends_at_a_wrong_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*_: object) -> list[steps.Measured]:
+        raise driver.Mismatch("the peer on 'sine' differs")
+
+    monkeypatch.setattr(cli, "ready", wrong)
+    with pytest.raises(SystemExit, match=r"refused: the peer on 'sine' differs"):
+        cli.main(["--quick", "--rows", "sine", "--threads", "1", "--out", str(tmp_path)])
+    assert not (tmp_path / "steps.csv").exists()
+
+
 def test_rows_are_chosen_by_key_and_by_group() -> None:
     assert list(cli.chosen(["tasks", "sine"])) == [*(f"tasks-{n}" for n in (1, 4, 16, 64, 256)), "sine"]
     assert cli.chosen(["all"]) == problems.ROWS

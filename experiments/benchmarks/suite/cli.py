@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from suite.driver import Mismatch
 from suite.figures import write_figures
 from suite.peers import FILES
 from suite.problems import ROWS, STEP_ROWS, Problem, quick
@@ -116,7 +117,10 @@ def main(arguments: list[str] | None = None) -> None:
         time_runs(options)
         print((options.out / "whole.md").read_text(encoding="utf-8"))
         return
-    table = time_steps(options)
+    try:
+        table = time_steps(options)
+    except Mismatch as error:
+        raise SystemExit(f"refused: {error}") from error
     write_figures(options.out, table)
     print((options.out / "steps.md").read_text(encoding="utf-8"))
     print(f"all of it in {options.out}")
