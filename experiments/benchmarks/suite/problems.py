@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from mamllit.backbones import MLP, Conv4
-from mamllit.data import SineDataModule
 from mamllit.episode import Episode, Examples
 from mamllit.methods import MAML
 from mamllit.objectives import Classification, Regression
@@ -132,6 +131,8 @@ def converted(batch: Episode, dtype: torch.dtype, device: str) -> Episode:
 
 def sine_batches(row: Problem, steps: int, device: str) -> Iterator[Episode]:
     """The training stream of a sine run: as `mamllit fit` draws it, in blocks of steps."""
+    from mamllit.data import SineDataModule  # here, because it brings Lightning, which takes seconds to import
+
     data = SineDataModule(row.shots, row.queries, row.tasks)
     block = 16
     for first in range(0, steps, block):
