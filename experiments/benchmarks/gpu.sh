@@ -6,12 +6,12 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-out=runs/benchmarks/gpu device=cuda quick=() full=()
+out=runs/benchmarks/gpu device=cuda quick=() full=() rows=(step) scaling=(tasks "inner steps" queries)
 while (($#)); do
   case "$1" in
     --out) out=$2; shift 2 ;;
     --device) device=$2; shift 2 ;;
-    --quick) quick=(--quick --rounds 1); shift ;;
+    --quick) quick=(--quick --rounds 1) rows=(sine mini-1s) scaling=(steps-1 steps-2); shift ;;
     --full) full=(--full); shift ;;
     *) echo "unknown option $1; there are --out DIR, --device cpu|cuda, --quick, --full" >&2; exit 2 ;;
   esac
@@ -19,6 +19,6 @@ done
 
 run() { "${PYTHON:-python}" experiments/benchmarks/run.py --device "$device" "$@"; }
 torch_only=(mamllit mamllit-eager learn2learn higher torchopt autograd)
-run --rows step --peers "${torch_only[@]}" --threads 1 --out "$out/steps" "${quick[@]}"
-run --rows tasks "inner steps" queries --threads 1 --out "$out/scaling" "${quick[@]}"
+run --rows "${rows[@]}" --peers "${torch_only[@]}" --threads 1 --out "$out/steps" "${quick[@]}"
+run --rows "${scaling[@]}" --threads 1 --out "$out/scaling" "${quick[@]}"
 run --whole omniglot mini --peers learn2learn --threads 1 --rounds 1 --out "$out/whole" "${quick[@]}" "${full[@]}"
