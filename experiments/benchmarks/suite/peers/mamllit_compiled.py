@@ -1,0 +1,10 @@
+"""mamllit under torch.compile."""
+
+import torch
+
+from suite.peers.mamllit_eager import Mamllit
+from suite.problems import Problem
+
+
+def build(row: Problem, dtype: torch.dtype, device: str) -> Mamllit:
+    return Mamllit(row, dtype, device, compiled=True)

@@ -1,0 +1,43 @@
+"""What the PyTorch peers share: a loop over the tasks with one backward per task, as their examples have it, and Adam."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from mamllit.episode import Episode, Examples
+from suite.networks import loss, peer_network
+from suite.problems import Problem
+
+
+class TorchLoop(ABC):
+    """A peer that adds one task after the other to the `.grad` of `self.net`'s parameters."""
+
+    def __init__(self, row: Problem, dtype: torch.dtype, device: str) -> None:
+        self.row = row
+        self.net = peer_network(row).to(device, dtype)
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-3)
+
+    @abstractmethod
+    def task(self, support: Examples, query: Examples, share: float) -> None:
+        """Adapt on `support` and back-propagate `share` times the loss on `query`."""
+
+    def loss(self, output: Tensor, y: Tensor) -> Tensor:
+        return loss(self.row, output, y)
+
+    def prepare(self, episodes: Episode) -> list[Episode]:
+        parts = zip(*episodes.support, *episodes.query, strict=True)
+        return [Episode(Examples(a, b), Examples(c, d)) for a, b, c, d in parts]
+
+    def backward(self, batch: list[Episode]) -> None:
+        self.optimizer.zero_grad()
+        for support, query in batch:
+            self.task(support, query, 1 / len(batch))
+
+    def gradient(self, batch: list[Episode]) -> dict[str, Tensor]:
+        self.backward(batch)
+        return {name: value.grad.clone() for name, value in self.net.named_parameters() if value.grad is not None}
+
+    def step(self, batch: list[Episode]) -> None:
+        self.backward(batch)
+        self.optimizer.step()
