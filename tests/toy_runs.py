@@ -45,7 +45,13 @@ def toy_config(**changes: Any) -> dict[str, Any]:
         },
         "data": {
             "class_path": "mamllit.data.ImageFolderDataModule",
-            "init_args": {"root": "/secret/folder", "download": True, "image_size": SIDE, "channels": 1, "ways": 3},
+            "init_args": {
+                "root": "/secret/folder",
+                "test_classes": "/secret/list.txt",
+                "image_size": SIDE,
+                "channels": 1,
+                "ways": 3,
+            },
         },
         "results": {"published": {"paper": {3: 0.987}}},
         **changes,

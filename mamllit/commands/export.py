@@ -7,7 +7,7 @@ from typing import Literal
 from jsonargparse import ArgumentParser
 
 from mamllit.pretrained.export import export
-from mamllit.pretrained.files import LIMIT, DType, read
+from mamllit.pretrained.files import LIMIT, Checkpoint, DType, read
 
 
 def command(
@@ -33,7 +33,7 @@ def command(
     print(f"trained for {result['steps_done']:,} of {result['steps_asked']:,} iterations; measured: {measured(checkpoint)}")
 
 
-def measured(checkpoint) -> str:
+def measured(checkpoint: Checkpoint) -> str:
     """The headline of every evaluation set, in one line."""
     steps, metric = checkpoint.steps, checkpoint.result["metric"]
     sets = checkpoint.result["results"].items()
@@ -43,6 +43,6 @@ def measured(checkpoint) -> str:
 
 def main(args: Sequence[str]) -> None:
     """Parse `args` and run."""
-    parser = ArgumentParser(prog="mamllit export", description=command.__doc__.split("\n")[0])
+    parser = ArgumentParser(prog="mamllit export", description=(command.__doc__ or "").split("\n")[0])
     parser.add_function_arguments(command, as_positional=True)
     command(**parser.parse_args(list(args)).as_dict())

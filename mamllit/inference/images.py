@@ -20,7 +20,9 @@ class Preparation(NamedTuple):
     """From a picture to the network's input: `image_size` x `image_size` pixels of `channels` (1 grey, 3 colour) in [0, 1].
 
     `resample` is Pillow's filter. `binary` makes every pixel black or white first, and `invert` turns dark on light into 1
-    on 0, as for Omniglot's ink. A picture that is not square is squeezed; transparency is put on white.
+    on 0, as for Omniglot's ink. `upright` turns a photograph as its EXIF orientation says. A picture that is not square is
+    squeezed; transparency is put on white. Without `invert` and `binary` that is `mamllit.data.pixels.decode_image`, for any
+    format.
     """
 
     image_size: int
@@ -28,6 +30,7 @@ class Preparation(NamedTuple):
     resample: Image.Resampling = Image.Resampling.LANCZOS
     invert: bool = False
     binary: bool = False
+    upright: bool = False
 
 
 def _omniglot(arguments: Mapping[str, Any]) -> Preparation:
@@ -37,11 +40,11 @@ def _omniglot(arguments: Mapping[str, Any]) -> Preparation:
 
 
 def _mini_imagenet(arguments: Mapping[str, Any]) -> Preparation:
-    return Preparation(84, 3)
+    return Preparation(int(arguments["image_size"]), 3)
 
 
 def _image_folder(arguments: Mapping[str, Any]) -> Preparation:
-    return Preparation(int(arguments["image_size"]), int(arguments["channels"]))
+    return Preparation(int(arguments["image_size"]), int(arguments["channels"]), upright=True)
 
 
 PREPARATIONS: dict[str, Callable[[Mapping[str, Any]], Preparation]] = {
@@ -68,7 +71,7 @@ def preparation_of(data: Mapping[str, Any]) -> Preparation:
 
 def prepare(image: Image.Image, how: Preparation) -> Tensor:
     """One picture as uint8 [C, S, S], 255 for 1."""
-    image = ImageOps.exif_transpose(image)
+    image = ImageOps.exif_transpose(image) if how.upright else image
     if image.mode.startswith("I"):  # 16-bit grey; `convert` would clip it at 255
         image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:

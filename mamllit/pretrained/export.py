@@ -12,7 +12,8 @@ from mamllit.pretrained.build import class_paths, rebuild
 from mamllit.pretrained.files import FOLDER, LIMIT, SUFFIX, Checkpoint, DType, find, names, read, write
 
 PREFIX = "method."  # of the meta-parameters in a Lightning checkpoint of MetaLearner
-LEFT_OUT = {"root", "download"}  # of the data: where the images lay concerns nobody else
+LEFT_OUT = {"root", "download", "cache_dir"}  # of the data: where the images lay concerns nobody else
+LISTS = {"train_classes", "val_classes", "test_classes"}  # may be paths of files too
 KEPT = ("method", "metric", "transductive", "seed", "commit", "versions", "machine")  # of result.json
 TABLE = "README.md"
 
@@ -57,7 +58,11 @@ def export(
     if path.suffix != SUFFIX:
         raise ValueError(f"the file is to be {path}; its name must end in {SUFFIX}")
     data = config["data"]
-    arguments = {name: value for name, value in data["init_args"].items() if name not in LEFT_OUT}
+    arguments = {
+        name: value
+        for name, value in data["init_args"].items()
+        if name not in LEFT_OUT and not (name in LISTS and isinstance(value, str))
+    }
     checkpoint = Checkpoint(
         name=path.stem,
         model=config["model"],

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from mamllit.data.omniglot_source import decode
+from mamllit.data.pixels import decode_file
 from mamllit.inference.images import (
     Preparation,
     images_below,
@@ -54,8 +55,25 @@ def test_omniglot_s_pixels_are_binary_whatever_the_drawing() -> None:
 def test_the_other_data_modules_say_size_and_channels() -> None:
     folder = {"class_path": "mamllit.data.ImageFolderDataModule", "init_args": {"image_size": 32, "channels": 1}}
     assert preparation_of(folder)[:2] == (32, 1)
-    mini = {"class_path": "mamllit.data.mini_imagenet.MiniImagenetDataModule", "init_args": {}}
+    mini = {"class_path": "mamllit.data.mini_imagenet.MiniImagenetDataModule", "init_args": {"image_size": 84}}
     assert preparation_of(mini)[:2] == (84, 3)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("name", "mode"), [("a.png", "RGBA"), ("a.png", "P"), ("a.png", "L"), ("a.jpg", "RGB"), ("a.jpg", "CMYK"), ("a.bmp", "1")]
+)
+def test_a_folder_s_images_come_out_as_in_training(tmp_path: Path, name: str, mode: str, channels: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 20, 4), np.uint8)
+    image = Image.fromarray(pixels, "RGBA") if mode == "RGBA" else Image.fromarray(pixels[..., :3]).convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / name, **({} if name == "a.bmp" else {"exif": exif}))
+    for module, arguments in (("ImageFolderDataModule", {"channels": channels}), ("MiniImagenetDataModule", {})):
+        how = preparation_of({"class_path": f"mamllit.data.{module}", "init_args": {"image_size": 16, **arguments}})
+        expected = decode_file(tmp_path / name, 16, how.channels, upright=module == "ImageFolderDataModule")
+        with Image.open(tmp_path / name) as opened:
+            assert np.array_equal(prepare(opened, how).numpy(), expected)
 
 
 def test_an_unknown_data_module_is_refused() -> None:
@@ -90,7 +108,8 @@ def test_a_photograph_is_turned_upright(tmp_path: Path) -> None:
     exif[0x0112] = 3  # taken upside down
     image.save(tmp_path / "a.png", exif=exif)
     with Image.open(tmp_path / "a.png") as turned:
-        assert prepare(turned, Preparation(4, 1))[0, 3, 3] == 255
+        assert prepare(turned, Preparation(4, 1, upright=True))[0, 3, 3] == 255
+        assert prepare(turned, Preparation(4, 1))[0, 0, 0] == 255
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
