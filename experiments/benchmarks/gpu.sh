@@ -11,7 +11,7 @@ while (($#)); do
   case "$1" in
     --out) out=$2; shift 2 ;;
     --device) device=$2; shift 2 ;;
-    --quick) quick=(--quick --rounds 1) rows=(sine mini-1s) scaling=(steps-1 steps-2); shift ;;
+    --quick) quick=(--quick --rounds 1) rows=(sine) scaling=(steps-1 steps-2); shift ;;
     --full) full=(--full); shift ;;
     *) echo "unknown option $1; there are --out DIR, --device cpu|cuda, --quick, --full" >&2; exit 2 ;;
   esac

@@ -99,6 +99,7 @@ def time_runs(options: argparse.Namespace) -> None:
             here += time_whole(
                 key, run, options.peers or ["learn2learn", "jax"],
                 rounds=options.rounds, threads=threads, device=options.device, lengths=lengths,
+                compiled="false" if options.quick else "true",
             )  # fmt: skip
         texts.append(whole_markdown(here, threads, options.device))
         entries += [{"threads": threads, "device": options.device, **asdict(entry)} for entry in here]

@@ -76,11 +76,12 @@ def ready(row: Problem, names: list[str], team: Team, say: Callable[[str], None]
     reference.build(row, "float64", few)
     exact, _ = reference.gradient()
     reference.build(row, "float32")
-    single, seconds = reference.gradient()
+    single, reference_seconds = reference.gradient()
     there = []
     for name in names:
         process, entry = team.process(name), Measured(name, row, team.threads, team.device)
         entry.error64 = entry.error32 = 0.0
+        seconds = reference_seconds
         try:
             if not name.startswith("mamllit"):  # of mamllit itself, the plain step is what `exact` is from
                 process.build(row, "float64", few)

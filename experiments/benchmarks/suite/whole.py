@@ -151,14 +151,16 @@ def fit(run: WholeRun, iterations: int, threads: int, device: str, compiled: str
     return seconds, share.busy
 
 
-def extrapolated(run: WholeRun, lengths: tuple[int, int], threads: int, device: str) -> tuple[float, float]:
+def extrapolated(
+    run: WholeRun, lengths: tuple[int, int], threads: int, device: str, compiled: str = "true"
+) -> tuple[float, float]:
     """Seconds of the whole run from two short ones: the longer, plus the missing iterations at the rate between the two.
 
     Validation is in it only as far as the longer run gets; short runs are compiled like the whole one.
     """
     short, long = lengths
-    first, _ = fit(run, short, threads, device, "true")
-    second, busy = fit(run, long, threads, device, "true")
+    first, _ = fit(run, short, threads, device, compiled)
+    second, busy = fit(run, long, threads, device, compiled)
     return second + max(run.iterations - long, 0) * (second - first) / (long - short), busy
 
 
@@ -176,13 +178,27 @@ def peer_loop(name: str, run: WholeRun, threads: int, device: str) -> tuple[floa
 
 
 def time_whole(
-    key: str, run: WholeRun, peers: list[str], *, rounds: int, threads: int, device: str, lengths: tuple[int, int] | None
+    key: str,
+    run: WholeRun,
+    peers: list[str],
+    *,
+    rounds: int,
+    threads: int,
+    device: str,
+    lengths: tuple[int, int] | None,
+    compiled: str = "true",
 ) -> list[Whole]:
-    """Alternate `mamllit fit` (all of it, or `lengths` to extrapolate from) and the peers; who cannot take part is printed."""
+    """Alternate `mamllit fit` (all of it, or `lengths` to extrapolate from) and the peers; who cannot take part is printed.
+
+    `compiled` is for the short runs; a whole one decides for itself.
+    """
     ours = Whole("mamllit fit", key, run.iterations, lengths[1] if lengths else run.iterations)
     table = {name: Whole(name, key, run.iterations, 0) for name in peers}
     for number in range(rounds):
-        seconds, busy = extrapolated(run, lengths, threads, device) if lengths else fit(run, run.iterations, threads, device)
+        if lengths:
+            seconds, busy = extrapolated(run, lengths, threads, device, compiled)
+        else:
+            seconds, busy = fit(run, run.iterations, threads, device)
         ours.rounds.append(seconds)
         ours.busy.append(busy)
         for name in list(table):
