@@ -21,7 +21,7 @@ help: ## this list
 demo: $(VENV)/.installed-core ## MAML on sine waves in about a minute; results and figures in runs/demo
 	$(BIN)/mamllit fit -c experiments/demo.yaml $(DEMO_ARGS)
 
-test: $(VENV)/.installed-test ## the tests (MAMLLIT_OMNIGLOT=DIR adds those that need the images)
+test: $(VENV)/.installed-test ## the tests (MAMLLIT_OMNIGLOT=DIR, MAMLLIT_MINI_IMAGENET=DIR add those that need the images)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev ## ruff: rules and formatting

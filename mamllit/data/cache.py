@@ -79,7 +79,7 @@ class CacheWriter:
 
     def write(self, key: str, row: int, images: NDArray[np.uint8]) -> None:
         """Put images [n, C, H, W] at the rows `row` to `row + n` of a pool; threads may do so at once."""
-        data = memoryview(np.ascontiguousarray(images).reshape(-1)).cast("B")
+        data = memoryview(np.ascontiguousarray(images).data).cast("B")
         at = self._start[key] + row * images[0].size
         while data:  # not through a memory map: there, a disk that fills up kills the process
             done = os.pwrite(self._files[key].fileno(), data, at)

@@ -79,8 +79,8 @@ def check_recorded(path: str | Path) -> None:
         recorded, found = _record(path).read_text(encoding="utf-8").split(" ")[0], md5_of(path)
         if found != recorded:
             raise ValueError(
-                f"{path} has changed since it was downloaded: its md5 is {found}, then it was {recorded}. Delete it to download "
-                f"it anew, or delete {_record(path)} if the file is meant"
+                f"{path} has changed since it was downloaded: its md5 is {found}, then it was {recorded}. Delete it to "
+                f"download it anew, or delete {_record(path)} if the file is meant"
             )
 
 
@@ -95,7 +95,7 @@ def _record(path: Path) -> Path:
 
 
 def _announced(headers: Message) -> str | None:
-    """The MD5 that a server sends along, hexadecimal: in base64, after RFC 1864, or in hexadecimal, as Zenodo's software does."""
+    """The MD5 that a server sends along, as hexadecimal; it comes in base64 (RFC 1864), or so already (Zenodo's software)."""
     text = (headers.get("Content-MD5") or "").removeprefix("md5:")
     try:
         digest = bytes.fromhex(text) if len(text) == 32 else base64.b64decode(text, validate=True)

@@ -79,7 +79,7 @@ class ImageFolderDataModule(ImageDataModule):
         self.split_ratios, self.split_seed, self.lists = tuple(split_ratios), split_seed, lists or None
 
     def prepare_data(self) -> None:
-        self.load()  # on one rank: fills the cache that `setup` reads on all
+        self.pools = self.load()  # on one rank: fills the cache that `setup` reads on the others
 
     def load(self) -> dict[str, ClassPool]:
         pools = load_image_folder(

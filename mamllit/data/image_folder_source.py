@@ -18,7 +18,7 @@ from mamllit.data.sampler import SPLITS
 from mamllit.data.source import Classes, File, Item, Source, classes_in, fingerprint, folders_in, report, some
 
 SUFFIXES = tuple(FORMATS)
-ADVICE = "Repair or remove them; then only what changed needs your attention, and all images are decoded again."
+ADVICE = "Replace or remove them and start again."
 Names = Sequence[str] | str | Path  # names of classes, or a text file with one a line
 
 
@@ -143,7 +143,8 @@ def _parts(names: Sequence[str], ratios: Sequence[float], seed: int, lists: Mapp
     if lists is None:
         return split_by_ratio(names, ratios, seed)
     parts = {split: _names_in(listed) for split, listed in lists.items()}
-    problems, homes = [], {}
+    problems: list[str] = []
+    homes: dict[str, list[str]] = {}
     for split, listed in parts.items():
         problems += [] if listed else [f"the {split} list is empty"]
         for name in listed:

@@ -28,7 +28,7 @@ class MiniImagenetDataModule(ImageDataModule):
             `EpisodicDataModule`.
 
     Raises:
-        FileNotFoundError, ValueError, RuntimeError, OSError: at `prepare_data` or `setup`, saying what was found and what to do.
+        FileNotFoundError, ValueError, RuntimeError, OSError: at `prepare_data` or `setup`, saying what to do.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class MiniImagenetDataModule(ImageDataModule):
         self.root, self.image_size, self.download, self.cache_dir = root, image_size, download, cache_dir
 
     def prepare_data(self) -> None:
-        self._load(self.download)  # on one rank: fills the cache that `setup` reads on all
+        self.pools = self._load(self.download)  # on one rank: fills the cache that `setup` reads on the others
 
     def load(self) -> dict[str, ClassPool]:
         return self._load(False)

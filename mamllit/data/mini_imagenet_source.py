@@ -7,6 +7,7 @@ Lanczos' filter, as the MAML authors did.
 """
 
 import csv
+import os
 import warnings
 from collections import Counter
 from functools import partial
@@ -22,7 +23,7 @@ from mamllit.data.sampler import SPLITS
 from mamllit.data.source import Classes, File, Item, Source, classes_in, files_in, fingerprint, report, some, stamped
 
 SUFFIXES = tuple(FORMATS)
-RESTORE = "Replace what is damaged or missing; then only this is read again."
+RESTORE = "Put whole ones in their place and start again."
 
 
 def load_mini_imagenet(
@@ -84,7 +85,7 @@ def _csv_form(root: Path, size: int) -> Source | None:
     lists = {split: root / f"{split}.csv" for split in SPLITS}
     if not (root / "images").is_dir() or not all(path.is_file() for path in lists.values()):
         return None
-    there = {Path(file.path).name: file for file in files_in(root / "images", SUFFIXES)}
+    there = {os.path.basename(file.path): file for file in files_in(root / "images", SUFFIXES)}
     files: dict[str, dict[str, list[File]]] = {}
     problems: list[str] = []
     for split, path in lists.items():

@@ -57,7 +57,7 @@ class OmniglotDataModule(ImageDataModule):
         self.root, self.split, self.resize, self.download = root, split, resize, download
 
     def prepare_data(self) -> None:
-        self._load(self.download)  # on one rank: fills the cache that `setup` reads on all
+        self.pools = self._load(self.download)  # on one rank: fills the cache that `setup` reads on the others
 
     def load(self) -> dict[str, ClassPool]:
         return self._load(False)

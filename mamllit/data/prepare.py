@@ -13,7 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -99,17 +99,17 @@ class _Memory:
     """A sink without a file."""
 
     def __init__(self) -> None:
-        self._arrays: dict[str, tuple[NDArray[np.uint8], NDArray[np.int64], tuple[str, ...]]] = {}
+        self._arrays: dict[str, tuple[NDArray[np.uint8], tuple[NDArray[np.int64], tuple[str, ...]]]] = {}
 
     def add(self, key: str, names: Sequence[str], counts: Sequence[int], shape: tuple[int, int, int]) -> None:
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        self._arrays[key] = np.empty((int(offsets[-1]), *shape), np.uint8), offsets, tuple(names)
+        self._arrays[key] = np.empty((int(offsets[-1]), *shape), np.uint8), (offsets, tuple(names))
 
     def write(self, key: str, row: int, images: NDArray[np.uint8]) -> None:
         self._arrays[key][0][row : row + len(images)] = images
 
     def pools(self) -> dict[str, ClassPool]:
-        return {key: ClassPool(torch.from_numpy(images), *rest) for key, (images, *rest) in self._arrays.items()}
+        return {key: ClassPool(torch.from_numpy(images), *rest) for key, (images, rest) in self._arrays.items()}
 
 
 @contextmanager
@@ -156,10 +156,14 @@ def _decode(source: Source, sink: Sink) -> None:
             return wrong
 
         bar = tqdm(total=len(items), desc=f"decoding {key}", unit=" images", disable=None)
-        with bar, ThreadPoolExecutor(threads()) as pool, closing(pool.map(work, range(0, len(items), CHUNK))) as done:
-            for wrong in done:  # `closing` cancels what is left if this loop is left early
-                problems += wrong
-                bar.update(min(CHUNK, len(items) - bar.n))
+        with bar, ThreadPoolExecutor(threads()) as pool:
+            try:
+                for wrong in pool.map(work, range(0, len(items), CHUNK)):
+                    problems += wrong
+                    bar.update(min(CHUNK, len(items) - bar.n))
+            except BaseException:  # a full disk, or Ctrl-C: what has not begun need not begin
+                pool.shutdown(cancel_futures=True)
+                raise
     if problems:
         heading = f"{source.name}: images that cannot be used ({len(problems)})"
         raise ValueError(report(heading, problems, source.advice))

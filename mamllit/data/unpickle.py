@@ -54,7 +54,8 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def _allowed() -> dict[str, Callable[..., Any]]:
-    reconstruct, scalar = np.zeros(1).__reduce__()[0], np.float32(0).__reduce__()[0]  # type: ignore[index]
+    reconstruct: Any = np.zeros(1).__reduce__()[0]
+    scalar: Any = np.float32(0).__reduce__()[0]
 
     def from_buffer(buffer: Any, dtype: Any, shape: Any, order: Any, axis_order: Any = None) -> np.ndarray:
         array = np.frombuffer(buffer, dtype)

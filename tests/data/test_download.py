@@ -1,5 +1,6 @@
 """`fetch` against a real HTTP server on this machine: whole, resumed, broken off, refused, and wrong."""
 
+import base64
 import hashlib
 import threading
 from collections.abc import Iterator
@@ -8,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from mamllit.data.download import fetch, md5_of
+from mamllit.data.download import check_recorded, fetch, md5_of
 
 DATA = bytes(range(256)) * 4000
 MD5 = hashlib.md5(DATA, usedforsecurity=False).hexdigest()
 
 
 class Server(ThreadingHTTPServer):
-    """Serves DATA at any path but /gone. `ranges`: honour Range; `stop`: close after so many bytes of the body."""
+    """Serves DATA at any path but /gone. `ranges`: honour Range; `stop`: close after so many bytes of the
+    body; `announced`: the header Content-MD5."""
 
     daemon_threads = True
 
@@ -24,6 +26,7 @@ class Server(ThreadingHTTPServer):
         self.ranges = True
         self.stop: int | None = None
         self.wrong_range = False
+        self.announced: str | None = None
         self.asked: list[str | None] = []
 
     @property
@@ -48,6 +51,8 @@ class Handler(BaseHTTPRequestHandler):
         if start:
             first = start + server.wrong_range
             self.send_header("Content-Range", f"bytes {first}-{len(DATA) - 1}/{len(DATA)}")
+        if server.announced is not None:
+            self.send_header("Content-MD5", server.announced)
         body = DATA[start:]
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -179,3 +184,51 @@ def test_a_server_that_continues_elsewhere_is_refused(server: Server, tmp_path: 
         fetch(server.url, tmp_path / "data.bin", MD5)
     assert f"Delete {part} and try again" in str(caught.value)
     assert part.read_bytes() == DATA[:1000]
+
+
+# ---- files whose checksum is not known -----------------------------------------------------------------------------
+
+
+def test_an_unknown_checksum_is_recorded_and_can_be_checked_later(server: Server, tmp_path: Path) -> None:
+    path = fetch(server.url, tmp_path / "data.bin", None)
+    assert (tmp_path / "data.bin.md5").read_text() == f"{MD5}  data.bin\n"
+    check_recorded(path)
+    fetch(server.url, path, None)
+    assert server.asked == [None]
+    path.write_bytes(DATA[:-1])
+    with pytest.raises(ValueError) as caught:
+        check_recorded(path)
+    assert str(caught.value) == (
+        f"{path} has changed since it was downloaded: its md5 is {md5_of(path)}, then it was {MD5}. Delete it to download it "
+        f"anew, or delete {path}.md5 if the file is meant"
+    )
+
+
+def test_a_file_without_a_record_passes(tmp_path: Path) -> None:
+    (tmp_path / "mine.bin").write_bytes(b"mine")
+    check_recorded(tmp_path / "mine.bin")
+
+
+@pytest.mark.parametrize("form", ["hexadecimal", "base64", "with its name"])
+def test_the_checksum_that_the_server_sends_is_checked(form: str, server: Server, tmp_path: Path) -> None:
+    right = {"hexadecimal": MD5, "base64": base64.b64encode(bytes.fromhex(MD5)).decode(), "with its name": f"md5:{MD5}"}
+    server.announced = right[form]
+    fetch(server.url, tmp_path / "right.bin", None)
+    server.announced = "0" * 32 if form == "hexadecimal" else base64.b64encode(bytes(16)).decode()
+    with pytest.raises(RuntimeError, match=f"wrong checksum: .* with md5 {MD5}, expected {'0' * 32}"):
+        fetch(server.url, tmp_path / "wrong.bin", None)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["right.bin", "right.bin.md5"]
+
+
+@pytest.mark.parametrize("announced", ["", "no checksum", "abcd", "x" * 32])
+def test_a_header_that_is_no_checksum_is_passed_over(announced: str, server: Server, tmp_path: Path) -> None:
+    server.announced = announced
+    fetch(server.url, tmp_path / "data.bin", None)
+    assert md5_of(tmp_path / "data.bin") == MD5
+
+
+def test_a_partial_file_is_continued_without_a_known_checksum(server: Server, tmp_path: Path) -> None:
+    server.announced = "0" * 32  # of the range, perhaps
+    (tmp_path / "data.bin.part").write_bytes(DATA[:1000])
+    fetch(server.url, tmp_path / "data.bin", None)
+    assert (tmp_path / "data.bin").read_bytes() == DATA

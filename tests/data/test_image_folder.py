@@ -1,0 +1,248 @@
+"""Folders of a user's own images: both forms, the splits, and everything that is refused, with its numbers."""
+
+import shutil
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from mamllit.data import ImageFolderDataModule, prepare
+from mamllit.data.image_folder_source import split_by_ratio
+from mamllit.data.sampler import SPLITS
+
+SIDE = 12
+CLASSES = [f"c{i:02d}" for i in range(30)]
+
+
+@pytest.fixture(autouse=True)
+def _say_again() -> None:
+    prepare.say_once.cache_clear()
+
+
+def draw(folder: Path, names: list[str], images: int = 4) -> Path:
+    """`images` of one colour per class, one more in every second class."""
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        number = int(name[1:])
+        for i in range(images + number % 2):
+            suffix = (".png", ".bmp", ".PNG")[i % 3]
+            Image.new("RGB", (16, 9), (number, i, 0)).save(folder / name / f"{i}{suffix}")
+    return folder
+
+
+def module(root: Path, **changes: Any) -> ImageFolderDataModule:
+    settings = {"ways": 3, "shots": 1, "queries": 2, "standard_queries": 3, "image_size": SIDE, **changes}
+    return ImageFolderDataModule(root, **settings)
+
+
+def splits_of(data: ImageFolderDataModule) -> dict[str, list[str]]:
+    data.setup("fit")
+    return {split: list(pool.names) for split, pool in data.pools.items()}
+
+
+def message_of(data: ImageFolderDataModule, kind: type[Exception] = ValueError) -> str:
+    with pytest.raises(kind) as caught:
+        data.setup("fit")
+    return str(caught.value)
+
+
+# ---- what is found -------------------------------------------------------------------------------------------------
+
+
+def test_thirty_classes_are_split_19_5_6(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = module(draw(tmp_path, CLASSES))
+    with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
+        splits = splits_of(data)
+    assert {split: len(names) for split, names in splits.items()} == {"train": 19, "val": 5, "test": 6}
+    assert sorted(name for names in splits.values() for name in names) == CLASSES
+    assert all(names == sorted(names) for names in splits.values())
+    assert caplog.messages[0] == f"images in {tmp_path}: a folder of 30 class folders, 135 images"
+    assert caplog.messages[1] == f"{tmp_path}: classes 19 train, 5 val, 6 test; test classes: {', '.join(splits['test'])}"
+    for pool in data.pools.values():
+        assert pool.images.shape[1:] == (3, SIDE, SIDE)
+        assert pool.counts.tolist() == [4 + int(name[1:]) % 2 for name in pool.names]
+        for c, name in enumerate(pool.names):
+            images = pool.images[pool.offsets[c] : pool.offsets[c + 1]]
+            assert (images[:, 0] == int(name[1:])).all()
+            assert images[:, 1, 0, 0].tolist() == list(range(pool.counts[c]))
+
+
+def test_another_split_needs_no_new_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = splits_of(module(draw(tmp_path, CLASSES)))
+    monkeypatch.setattr(prepare, "_decode", None)
+    second = splits_of(module(tmp_path, split_seed=1))
+    assert first == splits_of(module(tmp_path))
+    assert first["test"] != second["test"]
+
+
+def test_folders_that_are_split_already(tmp_path: Path) -> None:
+    for split, names in {"train": CLASSES[:5], "val": CLASSES[5:9], "test": CLASSES[9:12]}.items():
+        draw(tmp_path / split, names)
+    assert splits_of(module(tmp_path)) == {"train": CLASSES[:5], "val": CLASSES[5:9], "test": CLASSES[9:12]}
+
+
+def test_lists_of_names_and_files_of_lists(tmp_path: Path) -> None:
+    draw(tmp_path / "images", CLASSES[:12])
+    (tmp_path / "test.txt").write_text("c02\n\n c00 \nc01\n")
+    data = module(
+        tmp_path / "images",
+        train_classes=["c05", "c03", "c04"],
+        val_classes=["c06", "c07", "c08"],
+        test_classes=str(tmp_path / "test.txt"),
+    )
+    splits = splits_of(data)
+    assert splits == {"train": ["c03", "c04", "c05"], "val": ["c06", "c07", "c08"], "test": ["c00", "c01", "c02"]}
+
+
+def test_grey_images_and_hidden_files(tmp_path: Path) -> None:
+    draw(tmp_path, CLASSES)
+    (tmp_path / "c00" / "._0.png").write_bytes(b"what macOS leaves behind")
+    (tmp_path / "c00" / "notes.txt").write_text("no image")
+    (tmp_path / ".hidden").mkdir()
+    data = module(tmp_path, channels=1)
+    data.prepare_data()
+    assert data.pools["train"].images.shape[1:] == (1, SIDE, SIDE)
+
+
+def test_episodes_of_classes_of_different_sizes(tmp_path: Path) -> None:
+    data = module(draw(tmp_path, CLASSES))
+    data.setup("fit")
+    drawn = data.draw(0, "train", 1, 3, 0, 200)
+    images = data.build(drawn).episodes
+    assert images.query.x.shape == (200, 9, 3, SIDE, SIDE)
+    red = images.query.x[:, :, 0, 0, 0].mul(255).round().int().reshape(200, 3, 3)
+    assert (red == red[:, :, :1]).all()  # the queries of a class are of one class
+    assert set(red.flatten().tolist()) == {int(name[1:]) for name in data.pools["train"].names}
+
+
+# ---- the split -----------------------------------------------------------------------------------------------------
+
+
+def test_a_split_is_fixed_and_a_new_class_moves_few() -> None:
+    one = split_by_ratio(CLASSES, (0.64, 0.16, 0.2), 0)
+    assert one == split_by_ratio(CLASSES[::-1], (0.64, 0.16, 0.2), 0)
+    assert one["test"] == ["c02", "c12", "c13", "c23", "c26", "c28"]
+    more = split_by_ratio([*CLASSES, "new"], (0.64, 0.16, 0.2), 0)
+    moved = [name for split in SPLITS for name in one[split] if name not in more[split]]
+    assert len(moved) <= 2
+
+
+@pytest.mark.parametrize("number", [3, 4, 7, 100])
+def test_every_split_gets_a_class(number: int) -> None:
+    parts = split_by_ratio([str(i) for i in range(number)], (0.98, 0.01, 0.01), 0)
+    assert all(parts.values())
+    assert sorted(chain(*parts.values())) == sorted(str(i) for i in range(number))
+
+
+@pytest.mark.parametrize("ratios", [(0.5, 0.5), (0.8, 0.2, 0.2), (1.0, 0.0, 0.0)])
+def test_ratios_that_are_none_are_refused(ratios: tuple, tmp_path: Path) -> None:
+    message = message_of(module(draw(tmp_path, CLASSES[:3]), split_ratios=ratios))
+    assert f"split_ratios is {list(ratios)}; it needs three numbers > 0, of train, val and test, with sum 1" in message
+
+
+# ---- what is refused -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"channels": 2}, r"channels is 2; it must be 1 \(grey\) or 3 \(RGB\)"),
+        ({"image_size": 0}, "image_size is 0; it must be >= 1"),
+        ({"train_classes": ["a"], "test_classes": ["b"]}, "lists of classes for train and test only; give all of train, val"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(changes: dict, problem: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=problem):
+        module(tmp_path, **changes)
+
+
+def test_too_few_classes_are_refused_with_ratios_that_would_do(tmp_path: Path) -> None:
+    draw(tmp_path, CLASSES[:16])
+    message = message_of(module(tmp_path, ways=5))
+    assert "val has 3 classes, an episode takes 5 (ways)" in message
+    assert "test has 3 classes, an episode takes 5 (ways)" in message
+    assert "16 classes are enough for 5 ways in every split with split_ratios [0.374, 0.313, 0.313]." in message
+    splits = splits_of(module(tmp_path, ways=5, split_ratios=[0.374, 0.313, 0.313]))
+    assert [len(names) for names in splits.values()] == [6, 5, 5]
+
+
+def test_too_few_classes_whatever_the_ratios(tmp_path: Path) -> None:
+    assert "split_ratios" not in message_of(module(draw(tmp_path, CLASSES[:14]), ways=5))
+    assert "there are 2 classes; train, val and test need at least one each" in message_of(
+        module(draw(tmp_path / "two", CLASSES[:2]))
+    )
+
+
+def test_too_few_images_are_refused_before_training_for_the_test_split_too(tmp_path: Path) -> None:
+    message = message_of(module(draw(tmp_path, CLASSES), standard_queries=4, queries=5))
+    assert "train has classes with fewer images than the 6 that an episode takes (1 shots + 5 queries): c0" in message
+    assert "and 9 more" in message
+    assert "val has" not in message
+    assert (
+        "test has classes with fewer images than the 5 that an episode takes (1 shots + 4 queries of the standard prot"
+        in message
+    )
+    assert "): c02 (4), c12 (4), c26 (4), c28 (4)\nAsk for fewer ways, shots or queries" in message
+
+
+def test_folders_that_hold_nothing_are_named_together(tmp_path: Path) -> None:
+    draw(tmp_path, CLASSES)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "train" / "deeper").mkdir(parents=True)
+    message = message_of(module(tmp_path))
+    assert f"the class folder {tmp_path}/empty holds no images (.png, .jpg, .jpeg, .webp, .bmp)\n" in message
+    assert f"the class folder {tmp_path}/train holds no images" in message
+    assert "it holds folders; are train, val and test all there?" in message
+
+
+def test_a_root_that_is_not_there_or_empty(tmp_path: Path) -> None:
+    assert f"there is no folder {tmp_path}/no; set `root`" in message_of(module(tmp_path / "no"), FileNotFoundError)
+    assert f"{tmp_path} holds no class folders" in message_of(module(tmp_path))
+
+
+def test_a_class_in_two_split_folders_is_refused(tmp_path: Path) -> None:
+    for split in SPLITS:
+        draw(tmp_path / split, CLASSES[:3] if split != "test" else CLASSES[2:5])
+    message = message_of(module(tmp_path))
+    assert "class c02 is in train and val and test: a class may be in one only" in message
+    assert "class c00 is in train and val" in message
+
+
+def test_lists_that_are_wrong_are_refused_with_all_that_is(tmp_path: Path) -> None:
+    draw(tmp_path, CLASSES[:12])
+    data = module(tmp_path, train_classes=["c00", "c01", "c01", "co5"], val_classes=[], test_classes=["c00"])
+    message = message_of(data)
+    assert "'c00' is named twice, in the lists train and test" in message
+    assert "'c01' is named twice, in the lists train and train" in message
+    assert "'co5' of the train list has no folder (did you mean 'c05'?)" in message
+    assert "the val list is empty" in message
+
+
+def test_lists_beside_folders_that_are_split_already_are_refused(tmp_path: Path) -> None:
+    for split in SPLITS:
+        (tmp_path / split).mkdir()
+    data = module(tmp_path, train_classes=["a"], val_classes=["b"], test_classes=["c"])
+    assert "has the folders train/, val/ and test/ already; leave out the lists" in message_of(data)
+
+
+def test_a_list_that_is_not_there_is_named(tmp_path: Path) -> None:
+    data = module(draw(tmp_path, CLASSES[:12]), train_classes="no.txt", val_classes=["c01"], test_classes=["c02"])
+    assert "cannot read the list of classes no.txt (No such file or directory)" in message_of(data, FileNotFoundError)
+
+
+def test_classes_in_no_list_are_left_out_and_said_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    draw(tmp_path, CLASSES[:10])
+    data = module(tmp_path, train_classes=CLASSES[:3], val_classes=CLASSES[3:6], test_classes=CLASSES[6:9])
+    with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
+        data.setup("fit")
+    assert "1 classes are in none of the lists and are left out: c09" in caplog.messages
+
+
+def test_spoilt_images_are_named(tmp_path: Path) -> None:
+    path = draw(tmp_path, CLASSES) / "c03" / "1.bmp"
+    path.write_bytes(path.read_bytes()[:100])
+    shutil.copy(tmp_path / "c00" / "0.png", tmp_path / "c00" / "x.jpg")  # the name does not matter
+    message = message_of(module(tmp_path))
+    assert f"images that cannot be used (1):\n  - {path}: image file is truncated" in message
