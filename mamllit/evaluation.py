@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from mamllit.backbones.norm import statistics_from
+from mamllit.engine import chunk_size, count, take
 from mamllit.episode import Episode, Examples
 from mamllit.methods.base import Method, State
 
@@ -43,6 +44,8 @@ def readings(method: Method, episodes: Episode, steps: int, batch_norms: Sequenc
     """The objective's metric on the query sets after 0, 1, ... inner steps, once per way of normalising.
 
     Adapts once and predicts as often as there are `batch_norms`. Each value is [T, steps + 1] ([T, 1] without inner loop).
+    On a CPU the episodes run in vectorised chunks (see `mamllit.engine.chunk_size`): on Omniglot with 15 queries 50 episodes at
+    once took 1.5 times as long as 5 at a time, and ten times the memory.
     Runs under `no_grad`, which `torch.func.grad` inside the inner loop does not heed: so no graph through the steps is kept.
     """
 
@@ -56,7 +59,9 @@ def readings(method: Method, episodes: Episode, steps: int, batch_norms: Sequenc
         }
 
     with torch.inference_mode(False), torch.no_grad():
-        return vmap(one, randomness="different")(ordinary(episodes))
+        episodes, size = ordinary(episodes), chunk_size("auto", episodes)
+        parts = [vmap(one, randomness="different")(take(episodes, i, i + size)) for i in range(0, count(episodes), size)]
+        return {batch_norm: torch.cat([part[batch_norm] for part in parts]) for batch_norm in batch_norms}
 
 
 def evaluate(method: Method, episodes: Episode, steps: int, inductive: bool = False) -> Tensor:

@@ -152,7 +152,7 @@ def test_metrics_csv_holds_each_value_once(fitted: SimpleNamespace) -> None:
 
 def test_episodes_csv_holds_the_values_behind_the_means(fitted: SimpleNamespace) -> None:
     episodes = rows(fitted.run / "episodes.csv")
-    assert {row["set"] for row in episodes} == {"paper[20]"}
+    assert {(row["set"], row["batch_norm"]) for row in episodes} == {("paper[20]", "none")}
     for steps, mean in enumerate(result(fitted.run)["results"]["paper[20]"]["mean"]):
         values = {int(row["episode"]): float(row["mse"]) for row in episodes if int(row["steps"]) == steps}
         assert sorted(values) == list(range(20))
@@ -365,7 +365,8 @@ def test_omniglot_fit_and_test(tmp_path: Path) -> None:
     fitted = result(tmp_path / "seed_0")
     assert fitted["steps_done"] == 3
     assert fitted["transductive"] is True
-    assert set(fitted["results"]) == {"val", "paper[4]", "standard[4]"}
+    tested = {"paper[4]", "paper[4]/inductive", "standard[4]", "standard[4]/inductive"}
+    assert set(fitted["results"]) == {"val", *tested}
     assert fitted["results"]["standard[4]"]["queries"] == 15
     assert all(0.2 < value <= 1 for value in fitted["results"]["standard[4]"]["mean"][1:])  # better than chance, 1 in 5
     assert (tmp_path / "seed_0" / "figures" / "adaptation_1shot.png").stat().st_size > 0

@@ -149,8 +149,8 @@ def test_the_gradient_of_two_processes_is_that_of_one(runs: SimpleNamespace, nam
 def test_both_evaluate_the_same_episodes(runs: SimpleNamespace, name: str) -> None:
     one, two = (rows(run[name] / "episodes.csv") for run in (runs.one, runs.two))
     metric = "mse" if name == "sine" else "accuracy"
-    keys = [(row["set"], row["episode"], row["steps"]) for row in one]
-    assert keys == [(row["set"], row["episode"], row["steps"]) for row in two]
+    keys = [(row["set"], row["batch_norm"], row["episode"], row["steps"]) for row in one]
+    assert keys == [(row["set"], row["batch_norm"], row["episode"], row["steps"]) for row in two]
     assert len({row["episode"] for row in two}) == (7 if name == "sine" else 5)  # an odd number: unequal shares
     for mine, other in zip(one, two, strict=True):
         assert float(other[metric]) == pytest.approx(float(mine[metric]), rel=1e-5 if name == "sine" else 0)

@@ -77,6 +77,20 @@ def test_the_vectorised_readings_equal_single_predictions(
             assert values[i, steps] == (output.argmax(-1) == episode.query.y).double().mean()
 
 
+def test_chunks_of_episodes_give_the_same_readings(image_episodes: MakeEpisodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of two of six: the 9 + 12 images of an episode have 64 numbers each."""
+    method, episodes = conv(), image_episodes(6, shots=3, queries=4)
+    whole = readings(method, episodes, 2, BATCH_NORMS)
+    monkeypatch.setattr("mamllit.engine.CPU_CHUNK", 2 * 21 * 64)
+    calls: list[int] = []
+    original = MAML.trajectory
+    monkeypatch.setattr(MAML, "trajectory", lambda self, *args: calls.append(1) or original(self, *args))
+    parts = readings(method, episodes, 2, BATCH_NORMS)
+    assert len(calls) == 3
+    for batch_norm in BATCH_NORMS:
+        assert torch.equal(parts[batch_norm], whole[batch_norm])
+
+
 def test_the_two_readings_are_of_one_adaptation(image_episodes: MakeEpisodes, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     original = MAML.trajectory

@@ -149,7 +149,7 @@ def test_the_result_table_is_there(wandb_run: SimpleNamespace) -> None:
         row = rows["paper[20]", steps]
         for field in ("mean", "ci95", "median", "diverged"):
             assert row[field] == pytest.approx(test[field][steps])
-        assert (row["episodes"], row["queries"], row["transductive"]) == (20, 5, False)
+        assert (row["episodes"], row["queries"], row["batch_norm"]) == (20, 5, "none")
 
 
 def test_the_best_checkpoints_metadata_are_in_the_summary(wandb_run: SimpleNamespace) -> None:

@@ -44,14 +44,11 @@ class AdaptationFigures(L.Callback):
     def draw(self, learner: MetaLearner, data: EpisodicDataModule, title: str) -> dict[str, Figure]:
         """The figures by name."""
         metric, regression = learner.method.objective.metric_name, not learner.method.objective.higher_is_better
-        sets = {e.name: e for e in learner.evaluation_sets if e.name in learner.summaries}
-        figures = {
-            "learning_curve": learning_curve(
-                {name: learner.summaries[name] for name in sets}, metric, f"{title}, meta-test", regression
-            )
-        }
+        measured = [reading for reading in learner.readings if reading.name in learner.summaries]
+        curves = {reading.name: learner.summaries[reading.name] for reading in measured}
+        figures = {"learning_curve": learning_curve(curves, metric, f"{title}, meta-test", regression)}
         steps = [s for s in self.steps if s <= learner.eval_steps] or [0, learner.eval_steps]
-        for shots, evaluation in {e.shots: e for e in sets.values()}.items():
+        for shots, evaluation in {reading.evaluation.shots: reading.evaluation for reading in measured}.items():
             figure = (_regression if regression else _classification)(
                 learner.method, data, evaluation, steps, self.episodes, f"{title}, K = {shots}"
             )

@@ -4,7 +4,6 @@ import csv
 import json
 import math
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -18,9 +17,10 @@ from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 from rich.table import Table
 
-import mamllit
+from mamllit.callbacks.provenance import commit, versions
 from mamllit.metrics import Summary
 from mamllit.systems.meta_learner import MetaLearner
+from mamllit.systems.reading import Reading
 
 Published = Mapping[str, Mapping[int, float]]
 
@@ -29,15 +29,33 @@ class ResultWriter(L.Callback):
     """Writes what was measured, with everything that is needed to read it rightly.
 
     Args:
-        published: published means to print beside the measured ones: evaluation set name -> inner steps -> value.
+        published: published means to print beside the measured ones: evaluation set name -> inner steps -> value. They are
+            transductive, and an inductive reading has none.
+        published_ci95: their 95% intervals (half-widths), where the paper gives them, in the same form.
         table_steps: numbers of inner steps that the printed table shows (all are in the file).
     """
 
-    def __init__(self, published: Published | None = None, table_steps: Sequence[int] = (0, 1, 2, 3, 5, 10)) -> None:
+    def __init__(
+        self,
+        published: Published | None = None,
+        published_ci95: Published | None = None,
+        table_steps: Sequence[int] = (0, 1, 2, 3, 5, 10),
+    ) -> None:
         self.published: Published = published or {}
+        self.published_ci95: Published = published_ci95 or {}
         self.table_steps = tuple(table_steps)
         self._fit: dict[str, Any] = {}
-        self._clock, self._first_step = 0.0, 0
+        self._clock, self._first_step, self._seconds_before = 0.0, 0, 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Goes into every checkpoint, so that a resumed run knows how long its steps took."""
+        return {"seconds": self._seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._seconds_before = state_dict["seconds"]
+
+    def _seconds(self) -> float:
+        return self._seconds_before + (time.monotonic() - self._clock if self._clock else 0.0)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._clock, self._first_step = time.monotonic(), trainer.global_step
@@ -48,8 +66,11 @@ class ResultWriter(L.Callback):
             "steps_asked": trainer.max_steps,
             "steps_this_session": trainer.global_step - self._first_step,
             "seconds_this_session": round(seconds, 1),
+            "seconds": round(self._seconds(), 1),  # of all sessions, without what was lost after a checkpoint
+            "commit": commit(),
             "iterations_per_second": round((trainer.global_step - self._first_step) / max(seconds, 1e-9), 2),
         }
+        self._seconds_before, self._clock = self._seconds(), 0.0
         if isinstance(pl_module, MetaLearner):
             self._write(trainer, pl_module, "fit")
 
@@ -58,7 +79,7 @@ class ResultWriter(L.Callback):
             return
         self._write(trainer, pl_module, "test")
         if trainer.is_global_zero:
-            Console(width=max(Console().width, 118)).print(self.table(pl_module))
+            Console(width=max(Console().width, 144)).print(self.table(pl_module))
             print(f"results: {Path(trainer.default_root_dir) / 'result.json'}")
 
     # ---- the printed table ---------------------------------------------------------------------------------------
@@ -66,25 +87,32 @@ class ResultWriter(L.Callback):
     def table(self, learner: MetaLearner) -> Table:
         """Mean and 95% interval after each number of steps; for regression also the median and the diverged share."""
         objective = learner.method.objective
-        sets = {e.name: e for e in learner.evaluation_sets}
         steps = [s for s in self.table_steps if s <= learner.eval_steps]
-        batch_norm = "transductive batch norm" if learner.method.transductive else "no batch norm"
-        title = f"{objective.metric_name} on meta-test after n gradient steps ({batch_norm})"
+        batch_norm = "" if learner.method.transductive else " (no batch norm)"
+        title = f"{objective.metric_name} on meta-test after n gradient steps{batch_norm}"
         per_class = " per class" if objective.higher_is_better else ""
         table = Table("meta-test episodes", "", *(f"{s} step{'s' * (s != 1)}" for s in steps), title=title)
-        for name, summary in learner.summaries.items():
-            if name not in sets:
-                continue
-            label = f"{name}\n({summary.episodes} x {sets[name].queries} queries{per_class})"
-            rows = [("mean ± 95%", [f"{summary.mean[s]:.4g} ± {summary.ci95[s]:.2g}" for s in steps])]
-            if not objective.higher_is_better:
-                rows.append(("median", [f"{summary.median[s]:.4g}" for s in steps]))
-                rows.append(("diverged", [f"{100 * summary.diverged[s]:.2f}%" for s in steps]))
-            if name in self.published:
-                rows.append(("published", [f"{self.published[name][s]:g}" if s in self.published[name] else "" for s in steps]))
+        for evaluation in learner.evaluation_sets:
+            own = [r for r in learner.readings if r.evaluation == evaluation and r.name in learner.summaries]
+            rows = [row for reading in own for row in self._rows(learner, reading, steps)]
             for i, (kind, cells) in enumerate(rows):
+                summary = learner.summaries[own[0].name]
+                label = f"{evaluation.name}\n({summary.episodes} x {evaluation.queries} queries{per_class})"
                 table.add_row(label if i == 0 else "", kind, *cells, end_section=i == len(rows) - 1)
         return table
+
+    def _rows(self, learner: MetaLearner, reading: Reading, steps: list[int]) -> list[tuple[str, list[str]]]:
+        summary = learner.summaries[reading.name]
+        norm = reading.batch_norm or "mean"
+        rows = [(f"{norm} ± 95%", [f"{summary.mean[s]:.4g} ± {summary.ci95[s]:.2g}" for s in steps])]
+        if not learner.method.objective.higher_is_better:
+            rows.append(("median", [f"{summary.median[s]:.4g}" for s in steps]))
+            rows.append(("diverged", [f"{100 * summary.diverged[s]:.2f}%" for s in steps]))
+        if published := self.published.get(reading.name):
+            ci95 = self.published_ci95.get(reading.name, {})
+            cells = [_with_interval(published.get(s), ci95.get(s)) for s in steps]
+            rows.append(("published", cells))
+        return rows
 
     # ---- the files -----------------------------------------------------------------------------------------------
 
@@ -102,8 +130,8 @@ class ResultWriter(L.Callback):
             "steps_done": trainer.global_step if stage == "fit" else learner.trained_steps,
             "seed": getattr(trainer.datamodule, "seed", None),  # type: ignore[attr-defined]
             "command": sys.argv,
-            "commit": _commit(),
-            "versions": _versions(),
+            "commit": commit(),
+            "versions": versions(),
             "machine": {
                 "platform": platform.platform(),
                 "threads": torch.get_num_threads(),
@@ -117,31 +145,35 @@ class ResultWriter(L.Callback):
                 for logger in trainer.loggers:
                     if isinstance(logger, WandbLogger):
                         logger.experiment.summary["best_checkpoint"] = best
-        names = {e.name: e for e in learner.evaluation_sets}
-        for name, summary in learner.summaries.items():
-            if name in names:
-                result.setdefault("results", {})[name] = _as_json(names[name], summary)
+        for reading in learner.readings:
+            if reading.name in learner.summaries:
+                result.setdefault("results", {})[reading.name] = _as_json(reading, learner.summaries[reading.name])
         _write_atomically(path, json.dumps(result, indent=2))
         if stage == "test":
-            header = ("set", "episode", "steps", learner.method.objective.metric_name)
+            header = ("set", "batch_norm", "episode", "steps", learner.method.objective.metric_name)
             with open(folder / "episodes.csv", "w", newline="") as file:
                 csv.writer(file).writerows([header, *self._episode_rows(learner)])
             self._log_table(trainer, result)
 
     @staticmethod
-    def _episode_rows(learner: MetaLearner) -> list[tuple[str, int, int, float]]:
-        rows = []
-        for name, (index, values) in ((e.name, learner.per_episode[e.name]) for e in learner.evaluation_sets):
+    def _episode_rows(learner: MetaLearner) -> list[tuple[str, str, int, int, float]]:
+        rows: list[tuple[str, str, int, int, float]] = []
+        for reading in learner.readings:
+            index, values = learner.per_episode[reading.name]
             for episode, row in zip(index.tolist(), values.tolist(), strict=True):
-                rows += [(name, episode, steps, value) for steps, value in enumerate(row)]
+                rows += [
+                    (reading.evaluation.name, reading.batch_norm or "none", episode, steps, value)
+                    for steps, value in enumerate(row)
+                ]
         return rows
 
     def _log_table(self, trainer: L.Trainer, result: dict[str, Any]) -> None:
-        columns = ["set", "inner steps", "mean", "ci95", "median", "diverged", "episodes", "queries", "transductive"]
+        columns = ["set", "inner steps", "mean", "ci95", "median", "diverged", "episodes", "queries", "batch_norm"]
         data = [
             [name, steps, *(entry[field][steps] for field in ("mean", "ci95", "median", "diverged")),
-             entry["episodes"], entry["queries"], result["transductive"]]
+             entry["episodes"], entry["queries"], entry["batch_norm"] or "none"]
             for name, entry in result["results"].items()
+            if entry["split"] == "test"
             for steps in range(len(entry["mean"]))
         ]  # fmt: skip
         for logger in trainer.loggers:
@@ -149,8 +181,13 @@ class ResultWriter(L.Callback):
                 logger.log_table("test/results", columns=columns, data=data)
 
 
-def _as_json(evaluation: Any, summary: Summary) -> dict[str, Any]:
-    """One evaluation set; a number that JSON cannot hold (inf, nan) becomes a string."""
+def _with_interval(mean: float | None, ci95: float | None) -> str:
+    return "" if mean is None else f"{mean:g}" + (f" ± {ci95:g}" if ci95 is not None else "")
+
+
+def _as_json(reading: Reading, summary: Summary) -> dict[str, Any]:
+    """One reading; a number that JSON cannot hold (inf, nan) becomes a string."""
+    evaluation = reading.evaluation
 
     def numbers(tensor: torch.Tensor) -> list[float | str]:
         return [_as_number(value) for value in tensor.tolist()]
@@ -158,6 +195,7 @@ def _as_json(evaluation: Any, summary: Summary) -> dict[str, Any]:
     return {
         "protocol": evaluation.protocol,
         "split": evaluation.split,
+        "batch_norm": reading.batch_norm,
         "shots": evaluation.shots,
         "queries": evaluation.queries,
         "episodes": summary.episodes,
@@ -182,28 +220,6 @@ def _best_checkpoint(trainer: L.Trainer) -> dict[str, Any] | None:
                 "step": torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"],
             }
     return None
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "mamllit": mamllit.__version__,
-        "torch": torch.__version__,
-        "lightning": L.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def _commit() -> str | None:
-    """The commit of the code that runs, with "-dirty" where files differ from it; None outside a clone of mamllit."""
-    git = ["git", "-C", str(Path(mamllit.__file__).parent)]
-    try:
-        subprocess.run([*git, "ls-files", "--error-unmatch", "__init__.py"], capture_output=True, check=True)
-        described = subprocess.run(
-            [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], capture_output=True, check=True, text=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return described.stdout.strip()
 
 
 def _write_atomically(path: Path, text: str) -> None:

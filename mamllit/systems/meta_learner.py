@@ -1,5 +1,6 @@
 """The LightningModule: a training step is a batch of inner-loop adaptations plus the meta-loss."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import lightning as L
@@ -10,10 +11,11 @@ from torch import Tensor
 from mamllit.data import EpisodicDataModule, EvaluationSet
 from mamllit.engine import Execution, MetaGradient, should_compile
 from mamllit.episode import EpisodeBatch
-from mamllit.evaluation import evaluate
+from mamllit.evaluation import BATCH_NORMS, BatchNorm, readings
 from mamllit.methods import Method
 from mamllit.metrics import EpisodeMetric, Summary
 from mamllit.systems.hooks import skip_driver_checks, skip_empty_hooks
+from mamllit.systems.reading import Reading, readings_of
 
 
 class _ReadyGradient(torch.autograd.Function):
@@ -47,6 +49,10 @@ class MetaLearner(L.LightningModule):
         compile: compile the training step: "auto" does so for runs of 2,000 steps or more, where a compiler is there.
         log_every: steps between two logged training values; logging each step would cost more than a sine step.
         diverged_above: an evaluation value above this counts as a diverged episode (regression).
+        batch_norm: by whose statistics a test normalises the query images, see `mamllit.evaluation`; a method without batch
+            norm has one reading in any case. Validation is transductive, as meta-training is.
+
+    After an evaluation, `readings` lists what was measured, and `summaries` and `per_episode` hold it by the reading's name.
 
     Raises:
         ValueError: for numbers out of bounds; at `setup`, when the data's ways differ from the network's outputs.
@@ -63,20 +69,24 @@ class MetaLearner(L.LightningModule):
         compile: bool | Literal["auto"] = "auto",
         log_every: int = 50,
         diverged_above: float | None = None,
+        batch_norm: Sequence[BatchNorm] = BATCH_NORMS,
     ) -> None:
         super().__init__()
         if not 0 <= report_step <= eval_steps:
             raise ValueError(f"report_step is {report_step}; it must lie between 0 and eval_steps, which is {eval_steps}")
         if log_every < 1:
             raise ValueError(f"log_every is {log_every}; it must be >= 1")
+        if not batch_norm or len(set(batch_norm)) < len(batch_norm) or set(batch_norm) - set(BATCH_NORMS):
+            raise ValueError(f"batch_norm is {list(batch_norm)}; it must be one or both of {list(BATCH_NORMS)}, each once")
         self.method = method
         self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
         self.eval_steps, self.report_step = eval_steps, report_step
         self.execution, self.compile_setting, self.log_every = execution, compile, log_every
-        self.diverged_above = diverged_above
+        self.diverged_above, self.batch_norm = diverged_above, tuple(batch_norm)
         self.meta_gradient = MetaGradient(method, execution)
-        self.metrics: list[EpisodeMetric] = []
+        self.metrics: dict[str, EpisodeMetric] = {}
         self.evaluation_sets: list[EvaluationSet] = []
+        self.readings: list[Reading] = []
         self.summaries: dict[str, Summary] = {}
         self.per_episode: dict[str, tuple[Tensor, Tensor]] = {}
         self.trained_steps = 0
@@ -148,27 +158,32 @@ class MetaLearner(L.LightningModule):
                 "pass datamodule=..., a subclass of mamllit.data.EpisodicDataModule"
             )
         self.evaluation_sets = data.evaluation_sets(split)
-        self.metrics = [EpisodeMetric(self.diverged_above).to(self.device) for _ in self.evaluation_sets]
+        asked = self.batch_norm if split == "test" else BATCH_NORMS[:1]
+        self.readings = readings_of(self.evaluation_sets, asked if self.method.transductive else (None,))
+        self.metrics = {reading.name: EpisodeMetric(self.diverged_above).to(self.device) for reading in self.readings}
 
     def _evaluate(self, batch: EpisodeBatch, dataloader_idx: int) -> None:
-        values = evaluate(self.method, batch.episodes, self.eval_steps)
-        self.metrics[dataloader_idx].update(batch.number, values)
+        evaluation = self.evaluation_sets[dataloader_idx]
+        own = [reading for reading in self.readings if reading.evaluation == evaluation]
+        values = readings(self.method, batch.episodes, self.eval_steps, [reading.way for reading in own])
+        for reading in own:
+            self.metrics[reading.name].update(batch.number, values[reading.way])
 
     def _finish_evaluation(self, split: Literal["val", "test"]) -> None:
-        name = self.method.objective.metric_name
-        for evaluation, metric in zip(self.evaluation_sets, self.metrics, strict=True):
+        metric_name = self.method.objective.metric_name
+        for name, metric in self.metrics.items():
             summary: Summary = metric.compute()
-            self.summaries[evaluation.name] = summary
-            self.per_episode[evaluation.name] = metric.ordered
-            prefix = f"{split}/{evaluation.name}/" if split == "test" else f"{split}/"
+            self.summaries[name] = summary
+            self.per_episode[name] = metric.ordered
+            prefix = f"{split}/{name}/" if split == "test" else f"{split}/"
             values = {}
             for steps in range(len(summary.mean)):
                 for field in ("mean", "ci95", "median", "diverged"):
-                    values[f"{prefix}{name}_step{steps}_{field}"] = getattr(summary, field)[steps].float()
+                    values[f"{prefix}{metric_name}_step{steps}_{field}"] = getattr(summary, field)[steps].float()
             self.log_dict(values, sync_dist=True)  # equal on all ranks already; said so that Lightning need not warn
             if split == "val":
                 headline = summary.mean[min(self.report_step, len(summary.mean) - 1)]
-                self.log(f"val/{name}", headline.float(), prog_bar=True, sync_dist=True)
+                self.log(f"val/{metric_name}", headline.float(), prog_bar=True, sync_dist=True)
 
     def on_validation_epoch_start(self) -> None:
         self._start_evaluation("val")

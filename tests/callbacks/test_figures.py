@@ -16,6 +16,7 @@ from mamllit.methods import MAML
 from mamllit.metrics import Summary
 from mamllit.objectives import Classification, Regression
 from mamllit.systems import MetaLearner
+from mamllit.systems.reading import readings_of
 
 TESTS = Path(__file__).parents[1]
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -25,6 +26,7 @@ def after_test(method: MAML, data: EpisodicDataModule, eval_steps: int = 3) -> M
     """A learner as a test leaves it, with made-up values."""
     learner = MetaLearner(method, eval_steps=eval_steps)
     learner.evaluation_sets = data.evaluation_sets("test")
+    learner.readings = readings_of(learner.evaluation_sets, (None,))
     values = torch.linspace(1, 0.5, eval_steps + 1)
     learner.summaries = {e.name: Summary(values, values / 10, values, values * 0, 4) for e in learner.evaluation_sets}
     learner.summaries["val"] = learner.summaries[learner.evaluation_sets[0].name]

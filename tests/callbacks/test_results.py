@@ -19,6 +19,7 @@ from mamllit.methods import MAML
 from mamllit.metrics import Summary
 from mamllit.objectives import Classification, Regression
 from mamllit.systems import MetaLearner
+from mamllit.systems.reading import readings_of
 
 INF, NAN = float("inf"), float("nan")
 
@@ -36,6 +37,7 @@ def learner() -> MetaLearner:
         EvaluationSet("paper/5-shot", "paper", "test", 5, 5, 2),
         EvaluationSet("standard/5-shot", "standard", "test", 5, 100, 2),
     ]
+    learner.readings = readings_of(learner.evaluation_sets, (None,))
     learner.summaries = {
         "val": summary([9.0, 9.0, 9.0]),
         "paper/5-shot": summary([3.5, 0.67, 0.123456]),
@@ -92,6 +94,7 @@ def test_result_json_holds_the_measured_sets_and_writes_inf_and_nan_as_words(lea
     assert written["results"]["paper/5-shot"] == {
         "protocol": "paper",
         "split": "test",
+        "batch_norm": None,
         "shots": 5,
         "queries": 5,
         "episodes": 2,
@@ -108,21 +111,21 @@ def test_episodes_csv_has_one_row_per_set_episode_and_steps(learner: MetaLearner
     ResultWriter().on_test_end(trainer(tmp_path), learner)
     with (tmp_path / "episodes.csv").open() as file:
         header, *rows = csv.reader(file)
-    assert header == ["set", "episode", "steps", "mse"]
+    assert header == ["set", "batch_norm", "episode", "steps", "mse"]
     assert len(rows) == 2 * 2 * 3
     assert rows[:4] == [
-        ["paper/5-shot", "0", "0", "3.0"],
-        ["paper/5-shot", "0", "1", "1.0"],
-        ["paper/5-shot", "0", "2", "0.5"],
-        ["paper/5-shot", "1", "0", "4.0"],
+        ["paper/5-shot", "none", "0", "0", "3.0"],
+        ["paper/5-shot", "none", "0", "1", "1.0"],
+        ["paper/5-shot", "none", "0", "2", "0.5"],
+        ["paper/5-shot", "none", "1", "0", "4.0"],
     ]
-    assert ["paper/5-shot", "1", "1", "inf"] in rows
-    assert rows[-1] == ["standard/5-shot", "1", "2", "1.25"]
+    assert ["paper/5-shot", "none", "1", "1", "inf"] in rows
+    assert rows[-1] == ["standard/5-shot", "none", "1", "2", "1.25"]
 
 
 def test_a_later_test_adds_to_what_the_fit_wrote(learner: MetaLearner, tmp_path: Path) -> None:
-    writer, sets = ResultWriter(), learner.evaluation_sets
-    learner.evaluation_sets = [EvaluationSet("val", "standard", "val", 10, 100, 2)]
+    writer, readings = ResultWriter(), learner.readings
+    learner.readings = readings_of([EvaluationSet("val", "standard", "val", 10, 100, 2)], (None,))
     writer.on_train_start(trainer(tmp_path, global_step=300), learner)
     writer.on_train_end(trainer(tmp_path, global_step=800), learner)
     fit = result(tmp_path)
@@ -131,7 +134,7 @@ def test_a_later_test_adds_to_what_the_fit_wrote(learner: MetaLearner, tmp_path:
     assert fit["fit"]["iterations_per_second"] > 0
     assert set(fit["results"]) == {"val"}
     assert not (tmp_path / "episodes.csv").exists()
-    learner.evaluation_sets = sets
+    learner.readings = readings
     ResultWriter().on_test_end(trainer(tmp_path), learner)
     both = result(tmp_path)
     assert set(both["results"]) == {"val", "paper/5-shot", "standard/5-shot"}
@@ -212,16 +215,76 @@ def test_the_table_has_mean_median_diverged_and_published_rows(learner: MetaLear
     assert writer.table(learner).title == "mse on meta-test after n gradient steps (no batch norm)"
 
 
-def test_the_table_of_a_classifier_has_no_median_and_names_transductive_batch_norm() -> None:
+@pytest.fixture
+def classifier() -> MetaLearner:
+    """A learner with batch norm, tested on one set with both kinds of statistics."""
     method = MAML(Conv4(1, 4, 2, 8, "stride"), Classification(), 0.4, 1, "sum_over_shots")
     learner = MetaLearner(method, eval_steps=2)
     learner.evaluation_sets = [EvaluationSet("paper", "paper", "test", 1, 1, 2)]
-    learner.summaries = {"paper": summary([0.2, 0.9, 0.95])}
-    _, *rows = printed(ResultWriter(published={"paper": {1: 0.987}}), learner)
-    assert [row[1] for row in rows] == ["mean ± 95%", "", "published"]
-    assert rows[2][3] == "0.987"
-    title = ResultWriter().table(learner).title
-    assert title == "accuracy on meta-test after n gradient steps (transductive batch norm)"
+    learner.readings = readings_of(learner.evaluation_sets, learner.batch_norm)
+    learner.summaries = {"paper": summary([0.2, 0.9, 0.95]), "paper/inductive": summary([0.2, 0.8, 0.85])}
+    rows = torch.tensor([[0.0, 1.0, 0.5], [0.5, 0.0, 0.25]], dtype=torch.float64)
+    learner.per_episode = {name: (torch.tensor([0, 1]), rows + i) for i, name in enumerate(learner.summaries)}
+    return learner
+
+
+def test_the_table_of_a_classifier_has_a_row_for_each_kind_of_batch_norm_and_no_median(classifier: MetaLearner) -> None:
+    writer = ResultWriter(published={"paper": {1: 0.987, 2: 0.99}}, published_ci95={"paper": {1: 0.004}})
+    _, *rows = printed(writer, classifier)
+    assert [row[1] for row in rows] == ["transductive ± 95%", "", "published", "inductive ± 95%"]
+    assert [row[2:] for row in rows if row[1]] == [
+        ["0.2 ± 0.02", "0.9 ± 0.09", "0.95 ± 0.095"],
+        ["", "0.987 ± 0.004", "0.99"],
+        ["0.2 ± 0.02", "0.8 ± 0.08", "0.85 ± 0.085"],
+    ]
+    assert (rows[0][0], rows[1][0]) == ("paper", "(2 x 1 queries per class)")
+    assert writer.table(classifier).title == "accuracy on meta-test after n gradient steps"
+
+
+def test_a_test_of_one_kind_of_batch_norm_writes_that_alone(classifier: MetaLearner, tmp_path: Path) -> None:
+    classifier.readings = readings_of(classifier.evaluation_sets, ("inductive",))
+    del classifier.summaries["paper"]
+    ResultWriter(published={"paper": {1: 0.987}}).on_test_end(trainer(tmp_path), classifier)
+    assert list(result(tmp_path)["results"]) == ["paper/inductive"]
+    assert [row[1] for row in printed(ResultWriter(), classifier)[1:]] == ["inductive ± 95%", ""]
+
+
+def test_the_files_name_the_kind_of_batch_norm(classifier: MetaLearner, tmp_path: Path) -> None:
+    ResultWriter().on_test_end(trainer(tmp_path), classifier)
+    entries = result(tmp_path)["results"]
+    assert {name: entry["batch_norm"] for name, entry in entries.items()} == {
+        "paper": "transductive",
+        "paper/inductive": "inductive",
+    }
+    assert entries["paper/inductive"]["mean"] == [0.2, 0.8, 0.85]
+    with (tmp_path / "episodes.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 2 * 3
+    assert {(row["set"], row["batch_norm"]) for row in rows} == {("paper", "transductive"), ("paper", "inductive")}
+    assert [float(row["accuracy"]) for row in rows if row["batch_norm"] == "inductive"] == [1, 2, 1.5, 1.5, 1, 1.25]
+
+
+def test_the_seconds_of_all_sessions_are_added_up(
+    learner: MetaLearner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """100 s to a checkpoint after 40; the second session, from that checkpoint, takes 30 s."""
+    now = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    first, second = ResultWriter(), ResultWriter()
+    assert first.state_dict() == {"seconds": 0.0}
+    first.on_train_start(trainer(tmp_path), learner)
+    now[0] += 40
+    second.load_state_dict(first.state_dict())
+    now[0] += 60
+    first.on_train_end(trainer(tmp_path), learner)
+    assert result(tmp_path)["fit"]["seconds"] == 100
+    second.on_train_start(trainer(tmp_path), learner)
+    now[0] += 30
+    second.on_train_end(trainer(tmp_path), learner)
+    fit = result(tmp_path)["fit"]
+    assert (fit["seconds_this_session"], fit["seconds"]) == (30, 70)
+    now[0] += 500  # the test after the fit
+    assert second.state_dict() == {"seconds": 70}
 
 
 def test_a_test_prints_the_table_and_where_the_file_is(

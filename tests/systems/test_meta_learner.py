@@ -1,6 +1,7 @@
 """MetaLearner under a real Trainer on the CPU: the gradient that arrives, Lightning's own services, and evaluation."""
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import lightning as L
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from mamllit.backbones import MLP
 from mamllit.data import SineDataModule
@@ -20,6 +22,9 @@ from mamllit.metrics import EpisodeMetric
 from mamllit.objectives import Classification, Regression
 from mamllit.systems import MetaLearner
 from mamllit.systems.hooks import skip_driver_checks
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from toy_images import ToyImages
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -150,6 +155,33 @@ def test_gradient_elements_can_be_clipped_as_the_paper_does_on_mini_imagenet() -
     torch.testing.assert_close(start - flat(method), gradient.clamp(-0.05, 0.05), rtol=1e-4, atol=1e-6)
 
 
+def test_clipping_acts_on_the_papers_gradient() -> None:
+    """The element-wise clip of cbfinn/maml: on the mean over the tasks of d(sum of the query losses / K), before the optimiser.
+
+    Worked out with plain autograd and no engine: K = 2 shots, 3 ways, 2 queries per class, one inner step of 0.5 on the
+    support losses' sum / K, with a linear classifier.
+    """
+    data = ToyImages(shots=2, queries=2)
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    method = MAML(net, Classification(), 0.5, 1, "sum_over_shots")
+    start = [value.detach().clone() for value in net.parameters()]
+    data.setup("fit")
+    total = [torch.zeros_like(value) for value in start]
+    for i in range(4):
+        (sx, sy), (qx, qy) = ((part.x[i].flatten(1), part.y[i]) for part in meta_batch(data, 0).episodes)
+        weight, bias = (value.clone().requires_grad_() for value in start)
+        support = cross_entropy(sx @ weight.T + bias, sy, reduction="sum") / 2
+        dw, db = torch.autograd.grad(support, (weight, bias), create_graph=True)
+        outer = cross_entropy(qx @ (weight - 0.5 * dw).T + bias - 0.5 * db, qy, reduction="sum") / 2
+        total = [a + g / 4 for a, g in zip(total, torch.autograd.grad(outer, (weight, bias)), strict=True)]
+    bound = float(total[0].abs().median())
+    assert any((g.abs() > bound).any() for g in total) and any((g.abs() < bound).any() for g in total)
+    make_trainer(gradient_clip_val=bound, gradient_clip_algorithm="value").fit(MetaLearner(method, sgd), data)
+    for value, before, g in zip(net.parameters(), start, total, strict=True):
+        torch.testing.assert_close(before - value.detach(), g.clamp(-bound, bound), rtol=1e-4, atol=1e-5)
+
+
 def test_the_learning_rate_schedule_steps_once_per_meta_update() -> None:
     def halve(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
         return torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
@@ -265,6 +297,43 @@ def test_test_summarises_every_evaluation_set(inference_mode: bool) -> None:
         assert trainer.callback_metrics[name].item() == pytest.approx(got.mean[2].item())
 
 
+def make_classifier() -> MAML:
+    torch.manual_seed(0)
+    return MAML(MLP(64, [6, 5], 3, norm=True), Classification(), 0.5, 1, "sum_over_shots")
+
+
+@pytest.mark.parametrize("asked", [["transductive", "inductive"], ["inductive", "transductive"], ["inductive"]])
+def test_a_test_reports_each_kind_of_batch_norm_from_the_same_episodes(asked: list[str]) -> None:
+    method, data = make_classifier(), ToyImages()
+    system, trainer = MetaLearner(method, eval_steps=2, batch_norm=asked), make_trainer()
+    trainer.test(system, data, verbose=False)
+    (evaluation,) = data.evaluation_sets("test")
+    names = {"transductive": evaluation.name, "inductive": f"{evaluation.name}/inductive"}
+    assert list(system.summaries) == [names[norm] for norm in asked]
+    for norm in asked:
+        values = evaluate(method, data.episodes(evaluation).episodes, 2, inductive=norm == "inductive").double()
+        torch.testing.assert_close(system.per_episode[names[norm]][1], values)
+        logged = trainer.callback_metrics[f"test/{names[norm]}/accuracy_step2_mean"]
+        assert logged.item() == pytest.approx(values[:, 2].mean().item())
+    if len(asked) == 2:
+        assert (system.per_episode[names["transductive"]][1] != system.per_episode[names["inductive"]][1]).any()
+
+
+def test_validation_is_transductive_alone() -> None:
+    method, data = make_classifier(), ToyImages()
+    system = MetaLearner(method, eval_steps=2, batch_norm=["inductive"])
+    make_trainer(limit_val_batches=1.0).validate(system, data, verbose=False)
+    assert list(system.summaries) == ["val"]
+    values = evaluate(method, data.episodes(data.evaluation_sets("val")[0]).episodes, 2)
+    torch.testing.assert_close(system.per_episode["val"][1], values.double())
+
+
+def test_without_batch_norm_there_is_one_reading() -> None:
+    system = MetaLearner(make_method(), eval_steps=1)
+    make_trainer().test(system, make_data(test_shots=[5], protocols=["paper"]), verbose=False)
+    assert [(reading.name, reading.batch_norm) for reading in system.readings] == [("paper[12]", None)]
+
+
 def test_evaluation_changes_neither_parameters_nor_gradients() -> None:
     method = make_method()
     before = flat(method)
@@ -305,6 +374,9 @@ def test_a_backbone_that_does_not_tell_its_outputs_is_not_checked() -> None:
         ({"report_step": 4, "eval_steps": 3}, r"report_step is 4; it must lie between 0 and eval_steps, which is 3"),
         ({"report_step": -1}, r"report_step is -1; it must lie between 0 and eval_steps, which is 10"),
         ({"log_every": 0}, r"log_every is 0; it must be >= 1"),
+        ({"batch_norm": []}, r"batch_norm is \[\]; it must be one or both of \['transductive', 'inductive'\], each once"),
+        ({"batch_norm": ["none"]}, r"batch_norm is \['none'\]; it must be one or both of"),
+        ({"batch_norm": ["inductive"] * 2}, r"batch_norm is \['inductive', 'inductive'\]; it must be one or both of"),
         ({"execution": 0}, r"execution is 0; it must be 'auto', 'vmap', 'loop' or a chunk size >= 1"),
     ],
 )

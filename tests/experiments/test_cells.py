@@ -1,0 +1,114 @@
+"""The cells of the tables are the YAML files, and missing data are named with the command that gets them."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).parents[2]
+sys.path.insert(0, str(REPOSITORY / "experiments"))
+from reproduction.cells import Cell, find_cells  # noqa: E402
+
+EXPERIMENTS = REPOSITORY / "experiments"
+# Finn et al. 2017, table 1 and table 2 of appendix C.1, written down a second time: here to catch a slip in a YAML.
+PAPER = {
+    "omniglot_5way_1shot": (3, 0.987, 0.004),
+    "omniglot_5way_5shot": (3, 0.999, 0.001),
+    "omniglot_20way_1shot": (5, 0.958, 0.003),
+    "omniglot_20way_5shot": (5, 0.989, 0.002),
+    "omniglot_5way_1shot_mlp": (3, 0.897, 0.011),
+    "omniglot_5way_5shot_mlp": (3, 0.975, 0.006),
+    "mini_imagenet_5way_1shot": (10, 0.487, 0.0184),
+    "mini_imagenet_5way_5shot": (10, 0.6311, 0.0092),
+    "mini_imagenet_5way_1shot_first_order": (10, 0.4807, 0.0175),
+    "mini_imagenet_5way_5shot_first_order": (10, 0.6315, 0.0091),
+}
+
+
+def maml(table: str) -> dict[str, Cell]:
+    return {cell.path.stem: cell for cell in find_cells(EXPERIMENTS, table, ["maml/*"])}
+
+
+def test_every_maml_cell_of_the_papers_table_is_there_with_its_value() -> None:
+    cells = maml("omniglot") | maml("mini_imagenet")
+    assert set(cells) == set(PAPER)
+    for name, (steps, value, ci95) in PAPER.items():
+        assert cells[name].published == {"paper": {steps: value}}
+        assert cells[name].published_ci95 == {"paper": {steps: ci95}}
+        assert cells[name].inner_steps == [steps] == [cells[name].report_step]
+        assert cells[name].max_steps == 60000
+    (sine,) = maml("sine").values()
+    assert sine.published == {"paper/5-shot": {1: 0.67, 5: 0.38, 10: 0.35}}
+    assert sine.inner_steps == [1, 5, 10]
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_settings_are_those_of_the_papers_appendix(name: str) -> None:
+    """Appendix A.1: N ways, K shots, alpha, steps, meta-batch, queries in training, clipping on mini-ImageNet alone."""
+    document = (maml("omniglot") | maml("mini_imagenet"))[name].document
+    method, data, trainer = document["model"]["method"]["init_args"], document["data"]["init_args"], document["trainer"]
+    mini, ways, shots = name.startswith("mini"), 20 if "20way" in name else 5, 5 if "5shot" in name else 1
+    got = (data["ways"], data["shots"], data["queries"], data["meta_batch_size"])
+    tasks = {(True, 1): 4, (True, 5): 2}.get((mini, shots), 32 if ways == 5 else 16)
+    assert got == (ways, shots, 15 if mini else shots, tasks)
+    inner = (method["inner_lr"], method["inner_steps"], method["reduction"], method["first_order"])
+    lr, steps = (0.01, 5) if mini else (0.4, 1) if ways == 5 else (0.1, 5)
+    assert inner == (lr, steps, "sum_over_shots", "first_order" in name)
+    clip = (trainer.get("gradient_clip_val"), trainer.get("gradient_clip_algorithm"))
+    assert clip == ((10, "value") if mini else (None, None))
+    assert document["model"]["eval_steps"] == 10
+
+
+def test_patterns_choose_cells_with_or_without_the_folder() -> None:
+    def names(*patterns: str) -> list[str]:
+        return [cell.name for cell in find_cells(EXPERIMENTS, "omniglot", patterns)]
+
+    assert names("maml/omniglot_20way*") == ["maml/omniglot_20way_1shot", "maml/omniglot_20way_5shot"]
+    assert names("omniglot_5way_1shot_mlp") == ["maml/omniglot_5way_1shot_mlp"]
+    assert set(names("*_1shot_mlp", "*20way_5shot")) == {"maml/omniglot_5way_1shot_mlp", "maml/omniglot_20way_5shot"}
+
+
+def test_all_is_every_table() -> None:
+    assert {cell.table for cell in find_cells(EXPERIMENTS, "all", ["maml/*"])} == {"omniglot", "mini_imagenet", "sine"}
+
+
+def test_the_name_is_that_of_the_checkpoint_that_comes_with_mamllit() -> None:
+    assert maml("omniglot")["omniglot_5way_1shot"].key == "maml_omniglot_5way_1shot"
+
+
+def test_an_unknown_table_or_cell_is_refused_with_the_names_there_are() -> None:
+    with pytest.raises(ValueError, match=r"no table is named 'omniglott'; there are: .*mini_imagenet, .*omniglot.*, all"):
+        find_cells(EXPERIMENTS, "omniglott")
+    with pytest.raises(ValueError, match=r"no cell of the table 'sine' matches 'sine_11shot'; near or all: .*sine_10shot"):
+        find_cells(EXPERIMENTS, "sine", ["sine_11shot"])
+
+
+def omniglot(root: Path) -> Cell:
+    document = yaml.safe_load((EXPERIMENTS / "maml/omniglot_5way_1shot.yaml").read_text())
+    document["data"]["init_args"]["root"] = str(root)
+    return Cell("maml/omniglot_5way_1shot", "omniglot", Path("experiments/maml/omniglot_5way_1shot.yaml"), document)
+
+
+def test_absent_data_are_named_with_the_command_that_gets_them(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for cell, root in ((omniglot(tmp_path / "empty"), None), (omniglot(tmp_path), str(tmp_path / "empty"))):
+        problem = cell.data_problem(root)
+        assert problem is not None
+        assert problem.startswith("its data are absent: ")
+        command = f"mamllit fit -c experiments/maml/omniglot_5way_1shot.yaml --data.root {tmp_path / 'empty'}"
+        assert problem.endswith(f"The command that gets them: {command} --data.download true")
+
+
+def test_damaged_data_are_named_too(tmp_path: Path) -> None:
+    for name in ("images_background.zip", "images_evaluation.zip"):
+        (tmp_path / name).write_bytes(b"no zip")
+    problem = omniglot(tmp_path).data_problem(None)
+    assert problem is not None
+    assert problem.startswith("its data cannot be used: ")
+    assert "images_background.zip" in problem
+
+
+def test_generated_data_are_always_there() -> None:
+    (cell,) = maml("sine").values()
+    assert cell.data_problem(None) is None
