@@ -5,7 +5,9 @@ configuration, and the two folders are one single episode, which is what a metho
 
 Two decisions, both for what a user's folders are like. Classes of different size: the images of the smaller ones are
 repeated in turn until all have as many as the largest, so that each class weighs the same in the inner loss and in the batch
-norm, as in meta-training. Batch norm: "inductive" by default (see `adapt_folder`).
+norm, as in meta-training. Batch norm: "inductive" by default, because a user's query folder is seldom balanced. With Omniglot
+characters (experiments/own_images.yaml, 300 iterations, 60 episodes of 5 ways, 1 shot) transductive and inductive accuracy were
+66 and 64% on 75 query images of all classes alike, but 28 and 63% on three images of one class.
 """
 
 import csv
