@@ -49,7 +49,22 @@ def select_adapted(names: Collection[str], frozen: Collection[str] = ()) -> list
 def gradient_step(
     loss: Callable[[Params], Tensor], params: Params, adapted: Collection[str], step_size: StepSize, first_order: bool
 ) -> Params:
-    """One step phi <- phi - alpha * grad loss(phi) on the `adapted` parameters; the others are passed through."""
+    """One step phi <- phi - alpha * grad loss(phi) on the `adapted` parameters; the others are passed through.
+
+    Args:
+        loss: the support loss of one task as a function of `params`; scalar.
+        params: where the step begins.
+        adapted: names that change.
+        step_size: alpha, one number, one tensor, or one of either per adapted parameter name.
+        first_order: treat the inner gradient as a constant (first-order MAML, section 5.2).
+
+    Raises:
+        ValueError: for an unknown adapted name, or a step size missing for one.
+    """
+    if unknown := [name for name in adapted if name not in params]:
+        raise ValueError(f"adapted names {unknown}, which are no parameters; the parameters are {list(params)}")
+    if isinstance(step_size, Mapping) and (missing := [name for name in adapted if name not in step_size]):
+        raise ValueError(f"step_size has no entry for the adapted parameters {missing}; it has {list(step_size)}")
     if first_order:  # differentiate at a constant point: the outer gradient then never enters the inner backward pass
         point = {name: value.detach() for name, value in params.items()}
     else:
@@ -61,39 +76,3 @@ def gradient_step(
         alpha = step_size[name] if isinstance(step_size, Mapping) else step_size
         new[name] = params[name] - alpha * gradient[name]
     return new
-
-
-def inner_loop(
-    loss: Callable[[Params], Tensor],
-    params: Params,
-    *,
-    step_size: StepSize,
-    steps: int,
-    adapted: Collection[str] | None = None,
-    first_order: bool = False,
-) -> list[Params]:
-    """Gradient descent on `loss` from `params`; returns the whole trajectory, `steps + 1` dicts, `params` first.
-
-    Args:
-        loss: the support loss of one task as a function of all parameters; scalar.
-        params: the starting point (the meta-parameters).
-        step_size: alpha, one number, one tensor, or one of either per adapted parameter name.
-        steps: number of full-batch gradient steps, >= 0.
-        adapted: names that change (default: all).
-        first_order: treat each inner gradient as a constant (first-order MAML, section 5.2).
-
-    Raises:
-        ValueError: for negative `steps`, an unknown adapted name, or a step size missing for one.
-    """
-    if steps < 0:
-        raise ValueError(f"steps is {steps}; the inner loop needs a number of steps >= 0")
-    adapted = list(params) if adapted is None else list(adapted)
-    unknown = [name for name in adapted if name not in params]
-    if unknown:
-        raise ValueError(f"adapted names {unknown}, which are no parameters; the parameters are {list(params)}")
-    if isinstance(step_size, Mapping) and (missing := [name for name in adapted if name not in step_size]):
-        raise ValueError(f"step_size has no entry for the adapted parameters {missing}; it has {list(step_size)}")
-    trajectory = [params]
-    for _ in range(steps):
-        trajectory.append(gradient_step(loss, trajectory[-1], adapted, step_size, first_order))
-    return trajectory

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from mamllit.backbones import MLP, Conv4
-from mamllit.engine import MetaGradient, chunk_size, count, should_compile, take
+from mamllit.compiling import should_compile
+from mamllit.engine import MetaGradient, chunk_size, count, take
 from mamllit.episode import Episode, Examples
 from mamllit.methods import MAML
 from mamllit.objectives import Classification, Regression

@@ -113,15 +113,30 @@ class Conv4(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.permute(0, 2, 3, 1)
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = torch.relu(norm(conv(x)))
-            if self.downsample == "max_pool":
-                x = max_pool(x)
+            x = conv(x)
+            if self.downsample == "stride":
+                x = torch.relu(norm(x))
+            elif norm.gamma is None:  # a norm without gamma and ReLU rise monotonically, so the maximum may be taken before them:
+                x = torch.relu(norm(x, of=max_pool(x)))  # the same numbers from a quarter of the pixels
+            else:
+                x = max_pool(torch.relu(norm(x)))
         x = x.mean((1, 2)) if self.downsample == "stride" else x.flatten(1)
         return x if self.head is None else self.head(x)
 
 
 def max_pool(x: Tensor) -> Tensor:
-    """2x2 max-pooling of channels-last images [n, H, W, C], rounding down (TensorFlow's VALID)."""
+    """2x2 max-pooling of channels-last images [n, H, W, C], rounding down (TensorFlow's VALID).
+
+    As a sum over the four pixels with a mask of the largest (the first of equals): derivatives of every order are then
+    products with the mask, many times faster than those of `amax` and of a scatter.
+    """
     n, height, width, channels = x.shape
-    x = x[:, : height // 2 * 2, : width // 2 * 2]
-    return x.reshape(n, height // 2, 2, width // 2, 2, channels).amax((2, 4))
+    x = x[:, : height // 2 * 2, : width // 2 * 2].reshape(n, height // 2, 2, width // 2, 2, channels)
+    a, b, c, d = (x.detach()[:, :, i, :, j] for i in (0, 1) for j in (0, 1))
+    largest = torch.maximum(torch.maximum(a, b), torch.maximum(c, d))
+    first = a == largest
+    second = (b == largest) & ~first
+    third = (c == largest) & ~(first | second)
+    fourth = ~(first | second | third)
+    mask = torch.stack([torch.stack([first, second], 3), torch.stack([third, fourth], 3)], 2)
+    return (x * mask).sum((2, 4))

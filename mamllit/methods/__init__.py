@@ -1,6 +1,6 @@
 """The meta-learning methods: one file per paper, each written for one episode."""
 
-from mamllit.methods.base import Method
+from mamllit.methods.base import InnerLoopMethod, Method
 from mamllit.methods.maml import MAML
 
-__all__ = ["MAML", "Method"]
+__all__ = ["MAML", "InnerLoopMethod", "Method"]

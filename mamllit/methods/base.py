@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mamllit.adaptation import Params
 from mamllit.backbones import BatchStatNorm
 from mamllit.episode import Episode, Examples
 from mamllit.objectives import Objective
@@ -44,3 +45,39 @@ class Method(nn.Module, ABC):
     def transductive(self) -> bool:
         """Whether a prediction depends on the other examples of the query batch (batch norm on batch statistics)."""
         return any(isinstance(module, BatchStatNorm) for module in self.modules())
+
+
+class InnerLoopMethod(Method):
+    """A method that adapts by repeating one step; what is said here in pieces lets the engine run it step by step.
+
+    `start` gives the state before the first step, the same for all tasks; `step` makes one inner step; `outer_loss` judges the
+    state after the last. The state is a dict of the tensors that differ between tasks; all else is read from the parameters.
+    """
+
+    inner_steps: int
+
+    @abstractmethod
+    def start(self) -> Params:
+        """The state before any step."""
+
+    @abstractmethod
+    def step(self, state: Params, support: Examples) -> Params:
+        """The state after one more inner step on `support`; the same names as in `state`."""
+
+    @abstractmethod
+    def outer_loss(self, state: Params, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
+        """The outer objective of one episode at the adapted `state`, a scalar, and scalars to log."""
+
+    def trajectory(self, support: Examples, steps: int) -> list[Params]:
+        if steps < 0:
+            raise ValueError(f"steps is {steps}; the inner loop needs a number of steps >= 0")
+        states = [self.start()]
+        for _ in range(steps):
+            states.append(self.step(states[-1], support))
+        return states
+
+    def adapt(self, support: Examples, steps: int | None = None) -> Params:
+        return self.trajectory(support, self.inner_steps if steps is None else steps)[-1]
+
+    def meta_loss(self, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.outer_loss(self.adapt(episode.support), episode)

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mamllit.adaptation import Params, check_no_running_buffers, inner_loop, select_adapted
+from mamllit.adaptation import Params, check_no_running_buffers, gradient_step, select_adapted
 from mamllit.episode import Episode, Examples
-from mamllit.methods.base import Method
+from mamllit.methods.base import InnerLoopMethod
 from mamllit.objectives import Objective, Reduction, reduced_loss
 
 
-class MAML(Method):
+class MAML(InnerLoopMethod):
     """Learn an initialisation from which `inner_steps` gradient steps solve a task.
 
     Args:
@@ -59,27 +59,20 @@ class MAML(Method):
         self.reduction, self.first_order = reduction, first_order
         self.adapted = select_adapted([name for name, _ in backbone.named_parameters()], frozen)
 
-    def trajectory(self, support: Examples, steps: int) -> list[Params]:
+    def start(self) -> Params:
+        return {name: value for name, value in self.backbone.named_parameters() if name in self.adapted}
+
+    def step(self, state: Params, support: Examples) -> Params:
         def support_loss(params: Params) -> Tensor:
             return self._loss(self.predict(params, support.x), support, support)
 
-        return inner_loop(
-            support_loss,
-            dict(self.backbone.named_parameters()),
-            step_size=self.inner_lr,
-            steps=steps,
-            adapted=self.adapted,
-            first_order=self.first_order,
-        )
-
-    def adapt(self, support: Examples, steps: int | None = None) -> Params:
-        return self.trajectory(support, self.inner_steps if steps is None else steps)[-1]
+        return gradient_step(support_loss, state, self.adapted, self.inner_lr, self.first_order)
 
     def predict(self, state: Params, x: Tensor) -> Tensor:
         return functional_call(self.backbone, state, (x,))
 
-    def meta_loss(self, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
-        output = self.predict(self.adapt(episode.support), episode.query.x)
+    def outer_loss(self, state: Params, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
+        output = self.predict(state, episode.query.x)
         logs = {self.objective.metric_name: self.objective.metric(output.detach(), episode.query.y)}
         return self._loss(output, episode.query, episode.support), logs
 

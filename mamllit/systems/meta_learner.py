@@ -9,7 +9,8 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from mamllit.data import EpisodicDataModule, EvaluationSet
-from mamllit.engine import Execution, MetaGradient, should_compile
+from mamllit.compiling import should_compile
+from mamllit.engine import Execution, MetaGradient
 from mamllit.episode import EpisodeBatch
 from mamllit.evaluation import BATCH_NORMS, BatchNorm, readings
 from mamllit.methods import Method

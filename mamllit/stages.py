@@ -1,0 +1,158 @@
+"""The two ways to the gradient of a vectorised meta-loss, both as functions of tensors that can be compiled.
+
+Whole: loss and gradient of all inner steps as one function; the least overhead, right for small networks. In stages: a function
+for the first inner step (all tasks still share their parameters, so nothing is computed per task that need not be), one for
+a further step, which all further steps use, and one for the query loss; autograd connects them. Compiling then takes as long
+for 50 inner steps as for two, and the graph of a step can be thrown away and made again (checkpointing), so that memory does
+not grow with the number of steps.
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+from torch.utils.checkpoint import checkpoint
+
+from mamllit.adaptation import Params
+from mamllit.compiling import Compiler, Function
+from mamllit.episode import Episode, Examples
+from mamllit.methods.base import InnerLoopMethod, Method
+
+Memory = Literal["keep", "recompute"]
+
+
+class MetaStep(NamedTuple):
+    """Mean meta-loss over T episodes (scalar), mean logged scalars, and the gradient per parameter name."""
+
+    loss: Tensor
+    logs: dict[str, Tensor]
+    gradient: Params
+
+
+class Verbs(nn.Module):
+    """Gives `functional_call` a forward, so that a method's verbs run on parameters handed in from outside."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, function: Callable, *args):
+        return function(self.method, *args)
+
+
+class Whole:
+    """Loss and gradient of any method's `meta_loss`, as one function."""
+
+    def __init__(self, method: Method, names: list[str], compiled: bool) -> None:
+        self.verbs, self.names, self.logged = Verbs(method), names, []  # type: ignore[var-annotated]
+        self.run: Function = Compiler()(self._run) if compiled else self._run
+
+    def _run(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        params, episodes = dict(zip(self.names, tensors[:-4], strict=True)), _episodes(tensors[-4:])
+
+        def mean_loss(params: Params) -> tuple[Tensor, dict[str, Tensor]]:
+            def one(episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
+                return functional_call(self.verbs, params, (type(self.verbs.method).meta_loss, episode))
+
+            losses, logs = vmap(one, randomness="different")(episodes)
+            return losses.mean(), {name: value.mean() for name, value in logs.items()}
+
+        gradient, (loss, logs) = grad_and_value(mean_loss, has_aux=True)(params)
+        self.logged = list(logs)
+        return loss, *logs.values(), *gradient.values()
+
+    def __call__(self, params: Params, episodes: Episode) -> MetaStep:
+        loss, *rest = self.run(*params.values(), *_flat(episodes))
+        logs = rest[: len(self.logged)]
+        return MetaStep(
+            loss, dict(zip(self.logged, logs, strict=True)), dict(zip(params, rest[len(logs) :], strict=True))
+        )
+
+
+class Staged:
+    """Loss and gradient of an `InnerLoopMethod`, step by step.
+
+    `memory`: "keep" every step's activations for the way back; "recompute" them there, one step at a time.
+    """
+
+    def __init__(self, method: InnerLoopMethod, names: list[str], compiled: bool, memory: Memory) -> None:
+        self.method, self.verbs, self.names, self.memory = method, Verbs(method), names, memory
+        self.state_names: list[str] = []
+        self.logged: list[str] = []
+        compiler = Compiler()
+
+        def stage(function: Function) -> Function:
+            return compiler(function) if compiled else function
+
+        self.first, self.step = stage(self._step_from_shared), stage(self._step_from_own)
+        self.outer, self.outer_shared = stage(self._outer_of_own), stage(self._outer_of_shared)
+
+    # functions of tensors: P meta-parameters, S state, then support (2) or episode (4)
+
+    def _step_from_shared(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return self._step(None, *tensors)
+
+    def _step_from_own(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return self._step(0, *tensors)
+
+    def _step(self, state_dim: int | None, *tensors: Tensor) -> tuple[Tensor, ...]:
+        params, state, support = self._split(tensors[:-2]), self._state(tensors[:-2]), Examples(*tensors[-2:])
+
+        def one(state: Params, support: Examples) -> Params:
+            return functional_call(self.verbs, params, (type(self.method).step, state, support))
+
+        new = vmap(one, in_dims=(state_dim, 0), randomness="different")(state, support)
+        return tuple(new[name] for name in self.state_names)
+
+    def _outer_of_own(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return self._outer(0, *tensors)
+
+    def _outer_of_shared(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return self._outer(None, *tensors)
+
+    def _outer(self, state_dim: int | None, *tensors: Tensor) -> tuple[Tensor, ...]:
+        params, state, episodes = self._split(tensors[:-4]), self._state(tensors[:-4]), _episodes(tensors[-4:])
+
+        def one(state: Params, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
+            return functional_call(self.verbs, params, (type(self.method).outer_loss, state, episode))
+
+        losses, logs = vmap(one, in_dims=(state_dim, 0), randomness="different")(state, episodes)
+        self.logged = list(logs)
+        return losses.mean(), *(value.mean() for value in logs.values())
+
+    def _split(self, tensors: tuple[Tensor, ...]) -> Params:
+        return dict(zip(self.names, tensors[: len(self.names)], strict=True))
+
+    def _state(self, tensors: tuple[Tensor, ...]) -> Params:
+        return dict(zip(self.state_names, tensors[len(self.names) :], strict=True))
+
+    def __call__(self, params: Params, episodes: Episode) -> MetaStep:
+        with torch.enable_grad():
+            leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+            start: Params = functional_call(self.verbs, leaves, (type(self.method).start,))
+            self.state_names, state = list(start), tuple(start.values())
+            for number in range(self.method.inner_steps):
+                step = self.step if number else self.first
+                inputs = (*leaves.values(), *state, *episodes.support)
+                if self.memory == "recompute":
+                    state = checkpoint(step, *inputs, use_reentrant=False, preserve_rng_state=True)
+                else:
+                    state = step(*inputs)
+            outer = self.outer if self.method.inner_steps else self.outer_shared
+            loss, *logs = outer(*leaves.values(), *state, *_flat(episodes))
+            gradient = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+        return MetaStep(
+            loss.detach(),
+            {name: value.detach() for name, value in zip(self.logged, logs, strict=True)},
+            dict(zip(leaves, gradient, strict=True)),
+        )
+
+
+def _flat(episodes: Episode) -> tuple[Tensor, ...]:
+    return (*episodes.support, *episodes.query)
+
+
+def _episodes(tensors: tuple[Tensor, ...]) -> Episode:
+    return Episode(Examples(*tensors[:2]), Examples(*tensors[2:]))
