@@ -5,8 +5,10 @@
 inner loop inside, which the back end traces operator by operator; the derivative of the outer loop is made in the same pass.
 """
 
+import itertools
 import logging
 import shutil
+import types
 import warnings
 from collections.abc import Callable
 from typing import Literal
@@ -16,6 +18,7 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 Function = Callable[..., tuple[Tensor, ...]]
+_numbers = itertools.count()
 
 
 class Compiler:
@@ -51,7 +54,10 @@ def _compile(function: Function) -> Function:
     def call(*tensors: Tensor) -> tuple[Tensor, ...]:
         return opaque(*tensors)
 
-    return torch.compile(call, fullgraph=True, dynamic=False)
+    # a code object of its own: torch.compile counts the compilations of a code object, and gives up after eight
+    code = call.__code__.replace(co_name=f"step_{next(_numbers)}")
+    own = types.FunctionType(code, call.__globals__, closure=call.__closure__)
+    return torch.compile(own, fullgraph=True, dynamic=False)
 
 
 def should_compile(setting: bool | Literal["auto"], steps: int, device: torch.device, worth: int = 2000) -> bool:

@@ -8,12 +8,11 @@ not grow with the number of steps.
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
-from torch.utils.checkpoint import checkpoint
 
 from mamllit.adaptation import Params
 from mamllit.compiling import Compiler, Function
@@ -66,9 +65,7 @@ class Whole:
     def __call__(self, params: Params, episodes: Episode) -> MetaStep:
         loss, *rest = self.run(*params.values(), *_flat(episodes))
         logs = rest[: len(self.logged)]
-        return MetaStep(
-            loss, dict(zip(self.logged, logs, strict=True)), dict(zip(params, rest[len(logs) :], strict=True))
-        )
+        return MetaStep(loss, dict(zip(self.logged, logs, strict=True)), dict(zip(params, rest[len(logs) :], strict=True)))
 
 
 class Staged:
@@ -136,10 +133,7 @@ class Staged:
             for number in range(self.method.inner_steps):
                 step = self.step if number else self.first
                 inputs = (*leaves.values(), *state, *episodes.support)
-                if self.memory == "recompute":
-                    state = checkpoint(step, *inputs, use_reentrant=False, preserve_rng_state=True)
-                else:
-                    state = step(*inputs)
+                state = _Recomputed.apply(step, *inputs) if self.memory == "recompute" else step(*inputs)
             outer = self.outer if self.method.inner_steps else self.outer_shared
             loss, *logs = outer(*leaves.values(), *state, *_flat(episodes))
             gradient = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
@@ -148,6 +142,30 @@ class Staged:
             {name: value.detach() for name, value in zip(self.logged, logs, strict=True)},
             dict(zip(leaves, gradient, strict=True)),
         )
+
+
+class _Recomputed(torch.autograd.Function):
+    """A function of tensors that keeps its inputs for the way back, and runs again there, with the same random numbers.
+
+    (torch.utils.checkpoint works by hooks that `torch.func` does not allow.)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, function: Function, *inputs: Tensor) -> tuple[Tensor, ...]:
+        ctx.function, ctx.random = function, torch.get_rng_state()
+        ctx.save_for_backward(*inputs)
+        return function(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        needed = ctx.needs_input_grad[1:]
+        inputs = [x.detach().requires_grad_(need) for x, need in zip(ctx.saved_tensors, needed, strict=True)]
+        with torch.enable_grad(), torch.random.fork_rng():
+            torch.set_rng_state(ctx.random)
+            outputs = ctx.function(*inputs)
+        wanted = [x for x, need in zip(inputs, needed, strict=True) if need]
+        found = iter(torch.autograd.grad(outputs, wanted, outer, allow_unused=True))
+        return None, *(next(found) if need else None for need in needed)
 
 
 def _flat(episodes: Episode) -> tuple[Tensor, ...]:

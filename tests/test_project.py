@@ -24,8 +24,8 @@ SOURCES = sorted((ROOT / "mamllit").rglob("*.py"))
 
 # A module imports from its own floor and those below.
 FLOORS = {
-    **dict.fromkeys(("episode", "adaptation", "objectives", "backbones"), 0),
-    **dict.fromkeys(("engine", "stages", "compiling", "evaluation", "data", "methods", "metrics", "plotting"), 1),
+    **dict.fromkeys(("episode", "adaptation", "objectives", "backbones", "allocator", "compiling"), 0),
+    **dict.fromkeys(("engine", "stages", "evaluation", "data", "methods", "metrics", "plotting"), 1),
     **dict.fromkeys(("systems", "callbacks", "pretrained", "inference"), 2),
     **dict.fromkeys(("cli", "commands"), 3),
 }

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.library import custom_op, register_fake
 
-# Measured on two cores of a Zen 3 (experiments/benchmarks/README.md): a task's patches above this size no longer stay in the cache,
-# and the library's convolution, task by task, beats the product; so it does where a product would be thin, with few channels.
+# Measured on two cores of a Zen 3: a task's patches above this size no longer stay in the cache, and the library's convolution,
+# task by task, beats the product; so it does where a product would be thin, with few channels.
 PATCH_BYTES, THIN_CHANNELS, THIN_ROWS = 2**20, 4, 2000
 BLOCK_BYTES = 2**22  # of the patches that are made at once
 
@@ -171,9 +171,7 @@ def _over_tasks(operator: Any, shared: bool, info: Any, in_dims: Any, *args: Any
     if shared and in_dims[1] is None and second.dim() == 4:
         out = operator.apply(first.flatten(0, 1), second, *args[2:])
         return out.unflatten(0, (size, -1)), 0
-    first, second = (
-        a.expand(size, *a.shape) if d is None else a for a, d in zip((first, second), in_dims[:2], strict=True)
-    )
+    first, second = (a.expand(size, *a.shape) if d is None else a for a, d in zip((first, second), in_dims[:2], strict=True))
     if first.dim() == 5:
         return operator.apply(first, second, *args[2:]), 0
     out = operator.apply(first.flatten(0, 1), second.flatten(0, 1), *args[2:])
@@ -259,7 +257,9 @@ def _native_input_grad(grad: Tensor, weight: Tensor, stride: int, height: int, w
     else:
         padded = (len(grad), weight.shape[1], height + top + bottom, width + left + right)
         padding = [0, 0]
-    image = torch.empty(padded, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)  # only its size is read
+    image = torch.empty(
+        padded, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last
+    )  # only its size is read
     found = _backward(grad, image, weight, stride, padding, [True, False, False])[0].permute(0, 2, 3, 1)
     if padding == [0, 0]:
         found = found[:, top : top + height, left : left + width]

@@ -47,7 +47,8 @@ class BatchStatNorm(nn.Module):
         scale: also learn a factor gamma per channel (the norm of most other papers).
 
     Shape: [n, ..., channels] -> the same; with `of` [n, ..., channels], that tensor is normalised by the statistics of the
-    first (where a pooled map stands for the whole one). Raises `ValueError` where `statistics_from` asks for more examples than n.
+    first (where a pooled map stands for the whole one). Raises `ValueError` where `statistics_from` asks for more
+    examples than n.
     """
 
     def __init__(self, channels: int, eps: float = 1e-3, scale: bool = False) -> None:

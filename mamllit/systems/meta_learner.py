@@ -8,13 +8,15 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from mamllit.data import EpisodicDataModule, EvaluationSet
+from mamllit.allocator import keep_memory
 from mamllit.compiling import should_compile
+from mamllit.data import EpisodicDataModule, EvaluationSet
 from mamllit.engine import Execution, MetaGradient
 from mamllit.episode import EpisodeBatch
 from mamllit.evaluation import BATCH_NORMS, BatchNorm, readings
 from mamllit.methods import Method
 from mamllit.metrics import EpisodeMetric, Summary
+from mamllit.stages import Memory
 from mamllit.systems.hooks import skip_driver_checks, skip_empty_hooks
 from mamllit.systems.reading import Reading, readings_of
 
@@ -47,7 +49,10 @@ class MetaLearner(L.LightningModule):
         eval_steps: inner steps at validation and test; metrics are reported after 0, 1, ..., eval_steps.
         report_step: the number of steps whose value is the headline (`val/<metric>`, progress bar, model selection).
         execution: how the episodes of a meta-batch run: "auto", "vmap", "loop", or a chunk size (see `mamllit.engine`).
-        compile: compile the training step: "auto" does so for runs of 2,000 steps or more, where a compiler is there.
+        compile: compile the training step: "auto" does so for runs of 2,000 steps or more, where a compiler is there and
+            it pays (see `mamllit.engine.MetaGradient`).
+        memory: "keep" the activations of all inner steps for the outer gradient, or "recompute" them: the same gradient in the
+            memory of one inner step.
         log_every: steps between two logged training values; logging each step would cost more than a sine step.
         diverged_above: an evaluation value above this counts as a diverged episode (regression).
         batch_norm: by whose statistics a test normalises the query images, see `mamllit.evaluation`; a method without batch
@@ -68,6 +73,7 @@ class MetaLearner(L.LightningModule):
         report_step: int = 1,
         execution: Execution = "auto",
         compile: bool | Literal["auto"] = "auto",
+        memory: Memory = "keep",
         log_every: int = 50,
         diverged_above: float | None = None,
         batch_norm: Sequence[BatchNorm] = BATCH_NORMS,
@@ -84,7 +90,8 @@ class MetaLearner(L.LightningModule):
         self.eval_steps, self.report_step = eval_steps, report_step
         self.execution, self.compile_setting, self.log_every = execution, compile, log_every
         self.diverged_above, self.batch_norm = diverged_above, tuple(batch_norm)
-        self.meta_gradient = MetaGradient(method, execution)
+        self.memory = memory
+        self.meta_gradient = MetaGradient(method, execution, memory=memory)
         self.metrics: dict[str, EpisodeMetric] = {}
         self.evaluation_sets: list[EvaluationSet] = []
         self.readings: list[Reading] = []
@@ -112,8 +119,10 @@ class MetaLearner(L.LightningModule):
     def on_fit_start(self) -> None:
         skip_empty_hooks(self.trainer)
         skip_driver_checks(self.device)
+        if self.device.type == "cpu":
+            keep_memory()
         compiled = should_compile(self.compile_setting, int(self.trainer.max_steps), self.device)
-        self.meta_gradient = MetaGradient(self.method, self.execution, compiled)
+        self.meta_gradient = MetaGradient(self.method, self.execution, compiled and self.compile_setting, self.memory)
         self._trained = [value for value in self.method.parameters() if value.requires_grad]
         # else the loggers get the last value again at every step
         self.trainer.log_every_n_steps = self.log_every  # type: ignore[attr-defined]

@@ -80,7 +80,7 @@ def test_same_padding_is_never_negative() -> None:
     assert same_padding(4, 1, 2) == (0, 0)
 
 
-@pytest.mark.parametrize("algorithm", ["patches", "conv2d"])
+@pytest.mark.parametrize("algorithm", ["per_task", "conv2d"])
 @pytest.mark.parametrize(("side", "padding"), SAME)
 def test_same_convolution_equals_conv2d_on_a_padded_image(side: int, padding: tuple[int, int], algorithm: Any) -> None:
     conv = SameConv2d(2, 3, stride=2, algorithm=algorithm).double()
@@ -91,7 +91,7 @@ def test_same_convolution_equals_conv2d_on_a_padded_image(side: int, padding: tu
     torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("algorithm", ["patches", "conv2d"])
+@pytest.mark.parametrize("algorithm", ["per_task", "conv2d"])
 def test_same_convolution_of_a_wide_image_at_stride_1_equals_padding_1(algorithm: Any) -> None:
     conv = SameConv2d(3, 4, algorithm=algorithm).double()
     nn.init.normal_(conv.bias)
@@ -104,7 +104,7 @@ def test_same_convolution_of_a_wide_image_at_stride_1_equals_padding_1(algorithm
 def test_both_convolution_algorithms_agree_to_the_second_derivative(downsample: Any) -> None:
     x = torch.randn(4, 2, 16, 16, dtype=torch.float64)
     results: list[list[Tensor]] = []
-    for algorithm in ("patches", "conv2d"):
+    for algorithm in ("per_task", "conv2d"):
         torch.manual_seed(1)
         net = Conv4(2, 3, 3, 16, downsample, conv_algorithm=algorithm).double()
         params = list(net.parameters())
@@ -234,7 +234,7 @@ def test_conv4_with_stride_averages_the_last_map() -> None:
     ("wrong", "message"),
     [
         ({"downsample": "pool"}, r"downsample is 'pool'; it must be 'stride' or 'max_pool'"),
-        ({"conv_algorithm": "fft"}, r"algorithm is 'fft'; it must be 'patches' or 'conv2d'"),
+        ({"conv_algorithm": "fft"}, r"algorithm is 'fft'; it must be 'per_task' or 'conv2d'"),
         ({"image_size": 15}, r"image_size is 15; four 2x2 poolings need at least 16"),
     ],
 )
