@@ -1,8 +1,8 @@
 """Keeps the C library from giving memory back to the system between steps, on Linux with glibc.
 
 A training step on a CPU allocates and frees the same large tensors again and again. glibc serves each from fresh pages, which
-the kernel must clear at first touch: on mini-ImageNet shapes that took longer than the arithmetic (one convolution of 300 images
-320 ms, of which 60 are left without it). The price is that the process holds its peak memory until it ends.
+the kernel must clear at first touch: on mini-ImageNet shapes that took longer than the arithmetic (one convolution of 300
+images 320 ms, of which 60 are left without it). The price is that the process holds its peak memory until it ends.
 """
 
 import ctypes

@@ -12,7 +12,8 @@ CODE = """
 import resource, torch
 from mamllit.allocator import keep_memory
 {keep}
-torch.ones(2**24)  # 64 MiB
+for _ in range(15):  # the heap grows for a few
+    torch.ones(2**24)  # 64 MiB
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(5):
     torch.ones(2**24)

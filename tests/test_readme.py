@@ -1,8 +1,9 @@
 """README.md: every command in it is accounted for, and runs in a cheap form; its Python runs as it stands.
 
 Executed, with fewer steps and episodes, in README's order and in one folder, so that `mamllit test` finds what
-`mamllit fit` left: mamllit on sine, `wandb sync` (a dry run), and, where MAMLLIT_OMNIGLOT is set, mamllit on Omniglot.
-Only checked, because they need a network, an account, a cluster or minutes: a command with `--wandb online` or
+`mamllit fit` left: mamllit on sine and on a folder of toy images, `wandb sync` (a dry run), and, where
+MAMLLIT_OMNIGLOT is set, mamllit on Omniglot.
+Only checked, because they need a network, mini-ImageNet, an account, a cluster or minutes: a command with `--wandb online` or
 `--data.download` and one under `srun` (its configuration is resolved against the real signatures), `make` (the target
 exists and would run), `conda env create` (the file exists).
 Not checked: fetching the repository and entering an environment (NOT_EXECUTED).
@@ -17,14 +18,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CHEAP = ["--model.compile", "false", "--data.val_episodes", "2", "--data.test_episodes", "4", "--wandb", "offline"]
 STEPS = 3  # meta-updates of a fit; each resumed fit goes on for as many
 NOT_EXECUTED = ("git clone ", "cd ", "source .venv/bin/activate", "conda activate ")
-PARSED = ("--wandb online", "--data.download", "srun ")  # a command with one of these is parsed, not executed
+PARSED = ("--wandb online", "--data.download", "srun ", "mini_imagenet")  # a command with one of these is parsed, not executed
 
 
 def blocks(language: str) -> list[str]:
@@ -50,6 +53,8 @@ def category(command: str) -> str:
     if words[0] == "mamllit" or words[:2] == ["srun", "mamllit"]:
         if any(part in command for part in PARSED):
             return "parsed"
+        if words[1] in ("export", "adapt") or "own_images" in command:
+            return "own images"
         return "omniglot" if "omniglot" in command else "sine"
     return "unknown"
 
@@ -90,8 +95,25 @@ def test_every_command_is_in_a_category() -> None:
     assert len(commands()) >= 15
     unknown = of("unknown")
     assert not unknown, f"say in this test how these commands of README.md are checked: {unknown}"
-    for kind in ("sine", "omniglot", "parsed", "sync", "make"):
+    for kind in ("sine", "omniglot", "parsed", "sync", "make", "own images"):
         assert of(kind), f"README.md has no command left of the category {kind}"
+
+
+def test_the_commands_for_own_images_run_in_order(folder: Path) -> None:
+    random = np.random.default_rng(0)
+    places = [
+        *(f"data/own_images/class{i}" for i in range(30)),
+        *(f"new/{p}/kind{i}" for p in ("support", "query") for i in range(5)),
+    ]
+    for place in places:
+        (folder / place).mkdir(parents=True)
+        for i in range(8):
+            Image.fromarray(random.integers(0, 256, (30, 30), np.uint8)).save(folder / place / f"{i}.png")
+    for command in of("own images"):
+        options = [*cheap(command, 0), "--data.standard_queries", "2"] if " fit " in command else []
+        mamllit(command, folder, *options)
+    assert (folder / "adapted/predictions.csv").exists()
+    assert (folder / "adapted/contact_sheet.png").exists()
 
 
 def test_a_strange_command_is_unknown() -> None:
