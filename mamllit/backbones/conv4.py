@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mamllit.backbones.convolution import conv, same_padding
+from mamllit.backbones.conv_kernels import same_padding
+from mamllit.backbones.convolution import conv
 from mamllit.backbones.norm import BatchStatNorm
 
 ConvAlgorithm = Literal["per_task", "conv2d"]

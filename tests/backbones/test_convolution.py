@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad, vmap
 
-import mamllit.backbones.convolution as convolution
-from mamllit.backbones.convolution import conv, same_padding
+from mamllit.backbones import conv_kernels
+from mamllit.backbones.conv_kernels import same_padding
+from mamllit.backbones.convolution import conv
 
 SHAPES = [(1, 13, 2), (3, 12, 1), (6, 7, 2), (6, 4, 2), (5, 9, 1)]  # channels, side, stride
 
@@ -17,9 +18,9 @@ SHAPES = [(1, 13, 2), (3, 12, 1), (6, 7, 2), (6, 4, 2), (5, 9, 1)]  # channels, 
 @pytest.fixture(params=["patches", "library"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Both ways to convolve a batch of tasks, whatever the shape."""
-    monkeypatch.setattr(convolution, "PATCH_BYTES", 10**9 if request.param == "patches" else -1)
-    monkeypatch.setattr(convolution, "THIN_ROWS", 10**9)
-    monkeypatch.setattr(convolution, "BLOCK_BYTES", 2**12)  # several blocks of tasks
+    monkeypatch.setattr(conv_kernels, "PATCH_BYTES", 10**9 if request.param == "patches" else -1)
+    monkeypatch.setattr(conv_kernels, "THIN_ROWS", 10**9)
+    monkeypatch.setattr(conv_kernels, "BLOCK_BYTES", 2**12)  # several blocks of tasks
     return request.param
 
 
