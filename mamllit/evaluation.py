@@ -18,6 +18,7 @@ from mamllit.episode import Episode, Examples
 from mamllit.methods.base import Method, State
 
 BatchNorm = Literal["transductive", "inductive"]
+CHUNK = 2**19  # input numbers of the episodes that run at once on a CPU, see `readings`
 BATCH_NORMS: tuple[BatchNorm, ...] = ("transductive", "inductive")
 
 
@@ -59,7 +60,7 @@ def readings(method: Method, episodes: Episode, steps: int, batch_norms: Sequenc
         }
 
     with torch.inference_mode(False), torch.no_grad():
-        episodes, size = ordinary(episodes), chunk_size("auto", episodes)
+        episodes, size = ordinary(episodes), chunk_size("auto", episodes, CHUNK)
         parts = [vmap(one, randomness="different")(take(episodes, i, i + size)) for i in range(0, count(episodes), size)]
         return {batch_norm: torch.cat([part[batch_norm] for part in parts]) for batch_norm in batch_norms}
 

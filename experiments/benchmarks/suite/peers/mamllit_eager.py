@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from mamllit.engine import MetaGradient
+from mamllit.allocator import keep_memory
+from mamllit.engine import Compile, MetaGradient
 from mamllit.episode import Episode
 from suite.problems import Problem, method, network
 
@@ -11,7 +12,9 @@ from suite.problems import Problem, method, network
 class Mamllit:
     """A bare loop around mamllit's step; the Trainer's share is measured by the whole runs."""
 
-    def __init__(self, row: Problem, dtype: torch.dtype, device: str, compiled: bool) -> None:
+    def __init__(self, row: Problem, dtype: torch.dtype, device: str, compiled: Compile) -> None:
+        if device == "cpu":
+            keep_memory()  # as `mamllit fit` does
         self.net = network(row).to(device, dtype)
         self.meta_gradient = MetaGradient(method(row, self.net), compiled=compiled)
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-3, fused=True)
