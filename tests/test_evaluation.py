@@ -81,7 +81,7 @@ def test_chunks_of_episodes_give_the_same_readings(image_episodes: MakeEpisodes,
     """Chunks of two of six: the 9 + 12 images of an episode have 64 numbers each."""
     method, episodes = conv(), image_episodes(6, shots=3, queries=4)
     whole = readings(method, episodes, 2, BATCH_NORMS)
-    monkeypatch.setattr("mamllit.engine.CPU_CHUNK", 2 * 21 * 64)
+    monkeypatch.setattr("mamllit.evaluation.CHUNK", 2 * 21 * 64)
     calls: list[int] = []
     original = MAML.trajectory
     monkeypatch.setattr(MAML, "trajectory", lambda self, *args: calls.append(1) or original(self, *args))
