@@ -59,8 +59,8 @@ class MetaGradient:
         execution: "vmap" (all episodes at once), "loop" (one by one, the least memory), a number: chunks of that many
             episodes, vectorised inside; or "auto": see `chunk_size`.
         compiled: run under `torch.compile`; where that fails, one warning and the plain step. "auto" compiles on
-            accelerators, and on a CPU small meta-batches only: images were no faster compiled there (Omniglot 5-way 1-shot
-            281 ms, plain 259; mini-ImageNet 2.8 s, plain 2.5).
+            accelerators, and on a CPU small meta-batches only: images gain little or lose there (Omniglot 5-way 1-shot
+            281 ms, plain 305, after 48 s of compiling; 20-way 2.3 s, plain 2.0).
         memory: "keep" the activations of all inner steps for the way back, or "recompute" them there, which takes about
             a third more time and keeps the memory of one step, however many there are.
 

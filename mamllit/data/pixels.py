@@ -35,7 +35,7 @@ def decode_image(data: bytes, size: int, channels: int, upright: bool) -> NDArra
     """
     with Image.open(BytesIO(data), formats=tuple({*FORMATS.values()})) as opened:
         image: Image.Image = ImageOps.exif_transpose(opened) if upright else opened
-        image = _plain(image, MODES[channels])
+        image = plain(image, MODES[channels])
         if image.size != (size, size):
             image = image.resize((size, size), Image.Resampling.LANCZOS)
         return to_pixels(np.asarray(image))
@@ -46,7 +46,8 @@ def to_pixels(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return image.transpose(2, 0, 1) if image.ndim == 3 else image[None]
 
 
-def _plain(image: Image.Image, mode: str) -> Image.Image:
+def plain(image: Image.Image, mode: str) -> Image.Image:
+    """A picture of any kind as grey ("L") or "RGB": transparency on white, 16-bit grey scaled to 8 bits."""
     if image.mode.startswith("I"):  # 16-bit grey; `convert` would clip it at 255
         image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:

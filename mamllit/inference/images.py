@@ -13,6 +13,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from mamllit.data.pixels import plain
+
 SHOWN = 10  # problems spelt out in an error
 
 
@@ -72,11 +74,7 @@ def preparation_of(data: Mapping[str, Any]) -> Preparation:
 def prepare(image: Image.Image, how: Preparation) -> Tensor:
     """One picture as uint8 [C, S, S], 255 for 1."""
     image = ImageOps.exif_transpose(image) if how.upright else image
-    if image.mode.startswith("I"):  # 16-bit grey; `convert` would clip it at 255
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    image = image.convert("L" if how.channels == 1 else "RGB")
+    image = plain(image, "L" if how.channels == 1 else "RGB")
     if how.binary:
         image = image.point(lambda value: 255 if value > 127 else 0)
     pixels = np.array(image.resize((how.image_size, how.image_size), how.resample))
