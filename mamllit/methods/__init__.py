@@ -2,5 +2,6 @@
 
 from mamllit.methods.base import InnerLoopMethod, Method
 from mamllit.methods.maml import MAML
+from mamllit.methods.mt_net import MTNet
 
-__all__ = ["MAML", "InnerLoopMethod", "Method"]
+__all__ = ["MAML", "InnerLoopMethod", "MTNet", "Method"]

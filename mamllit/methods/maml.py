@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mamllit.adaptation import Params, check_no_running_buffers, gradient_step, select_adapted
+from mamllit.adaptation import Params, gradient_step, select_adapted
 from mamllit.episode import Episode, Examples
 from mamllit.methods.base import InnerLoopMethod
-from mamllit.objectives import Objective, Reduction, reduced_loss
+from mamllit.methods.checks import check_inner_loop, task_loss
+from mamllit.objectives import Objective, Reduction
 
 
 class MAML(InnerLoopMethod):
@@ -47,13 +48,7 @@ class MAML(InnerLoopMethod):
         frozen: Sequence[str] = ("*.beta", "*.gamma"),
     ) -> None:
         super().__init__()
-        check_no_running_buffers(backbone)
-        if inner_steps < 0:
-            raise ValueError(f"inner_steps is {inner_steps}; it must be >= 0")
-        if inner_lr < 0:
-            raise ValueError(f"inner_lr is {inner_lr}; it must be >= 0")
-        if reduction not in ("sum_over_shots", "mean"):
-            raise ValueError(f"reduction is {reduction!r}; it must be 'sum_over_shots' or 'mean'")
+        check_inner_loop(backbone, inner_lr, inner_steps, reduction)
         self.backbone, self.objective = backbone, objective
         self.inner_lr, self.inner_steps = inner_lr, inner_steps
         self.reduction, self.first_order = reduction, first_order
@@ -77,5 +72,4 @@ class MAML(InnerLoopMethod):
         return self._loss(output, episode.query, episode.support), logs
 
     def _loss(self, output: Tensor, examples: Examples, support: Examples) -> Tensor:
-        shots = support.x.shape[0] // self.objective.ways(output)
-        return reduced_loss(self.objective, output, examples, shots, self.reduction)
+        return task_loss(self.objective, output, examples, support, self.reduction)
