@@ -2,6 +2,7 @@
 
 from mamllit.methods.base import InnerLoopMethod, Method
 from mamllit.methods.maml import MAML
+from mamllit.methods.meta_sgd import MetaSGD
 from mamllit.methods.mt_net import MTNet
 
-__all__ = ["MAML", "InnerLoopMethod", "MTNet", "Method"]
+__all__ = ["MAML", "InnerLoopMethod", "MTNet", "MetaSGD", "Method"]

@@ -6,7 +6,8 @@ by `mamllit.engine` without the method knowing.
 """
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -19,9 +20,14 @@ State = Any
 
 
 class Method(nn.Module, ABC):
-    """Base of every method; its parameters are the meta-parameters."""
+    """Base of every method; its parameters are the meta-parameters.
+
+    `optimizer_groups` names, by shell patterns, the parameters that get a group of their own in the meta-optimiser, with the
+    settings that differ there (learned step sizes without weight decay, say).
+    """
 
     objective: Objective
+    optimizer_groups: ClassVar[Mapping[str, Mapping[str, float]]] = {}
 
     @abstractmethod
     def adapt(self, support: Examples, steps: int | None = None) -> State:

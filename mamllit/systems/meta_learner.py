@@ -17,6 +17,7 @@ from mamllit.evaluation import BATCH_NORMS, BatchNorm, readings
 from mamllit.methods import Method
 from mamllit.metrics import EpisodeMetric, Summary
 from mamllit.stages import Memory
+from mamllit.systems.groups import parameter_groups
 from mamllit.systems.hooks import skip_driver_checks, skip_empty_hooks
 from mamllit.systems.reading import Reading, readings_of
 
@@ -108,7 +109,7 @@ class MetaLearner(L.LightningModule):
     # ---- meta-training -------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
-        optimizer = self._optimizer(self.method.parameters())
+        optimizer = self._optimizer(parameter_groups(self.method))
         if self._lr_scheduler is None:
             return optimizer
         return {

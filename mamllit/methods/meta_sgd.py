@@ -1,0 +1,82 @@
+"""Meta-SGD: the initialisation and a step size for every single parameter, both meta-learned.
+
+Z. Li, F. Zhou, F. Chen, H. Li: Meta-SGD: Learning to Learn Quickly for Few-Shot Learning, 2017, arXiv 1707.09835. The inner
+step is phi = theta - alpha o grad L_s(theta), alpha of theta's shape and o element by element: the direction of a step is
+learned with its length, and an entry of alpha may become negative. The outer loop moves theta and alpha by the query loss.
+
+The step sizes are meant for the number of steps that they were trained with: trained for one step, a few more make
+many tasks diverge. They are kept out of weight decay, which would pull every step towards none. Departures: those of
+`mamllit.methods.maml`.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mamllit.adaptation import Params, gradient_step, select_adapted
+from mamllit.episode import Episode, Examples
+from mamllit.methods.base import InnerLoopMethod
+from mamllit.methods.checks import check_inner_loop, task_loss
+from mamllit.objectives import Objective, Reduction
+
+
+class MetaSGD(InnerLoopMethod):
+    """MAML with a learned, signed step size per parameter.
+
+    Args:
+        backbone, objective, inner_steps, reduction, frozen: as in `MAML`.
+        inner_lr: bounds between which the step sizes are drawn, uniformly and each for itself, before meta-training (the
+            paper: 0.005 and 0.1); equal bounds give all the same.
+
+    Raises:
+        ValueError: as in `MAML`; for bounds out of order.
+    """
+
+    optimizer_groups: ClassVar = {"rates.*": {"weight_decay": 0.0}}
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        objective: Objective,
+        reduction: Reduction,
+        inner_lr: tuple[float, float] = (0.005, 0.1),
+        inner_steps: int = 1,
+        frozen: Sequence[str] = ("*.beta", "*.gamma"),
+    ) -> None:
+        super().__init__()
+        low, high = inner_lr
+        check_inner_loop(backbone, low, inner_steps, reduction)
+        if high < low:
+            raise ValueError(f"inner_lr is {tuple(inner_lr)}; the second bound must be >= the first")
+        self.backbone, self.objective, self.inner_steps, self.reduction = backbone, objective, inner_steps, reduction
+        parameters = dict(backbone.named_parameters())
+        self.adapted = select_adapted(list(parameters), frozen)
+        self.rates = nn.ParameterList(torch.empty_like(parameters[name]).uniform_(low, high) for name in self.adapted)
+
+    def learned_rates(self) -> Params:
+        """The step sizes by the name of the parameter that they move, each of its shape; without gradient."""
+        return {name: rate.detach() for name, rate in zip(self.adapted, self.rates, strict=True)}
+
+    def start(self) -> Params:
+        return {name: value for name, value in self.backbone.named_parameters() if name in self.adapted}
+
+    def step(self, state: Params, support: Examples) -> Params:
+        def support_loss(params: Params) -> Tensor:
+            return self._loss(self.predict(params, support.x), support, support)
+
+        rates = dict(zip(self.adapted, self.rates, strict=True))
+        return gradient_step(support_loss, state, self.adapted, rates, first_order=False)
+
+    def predict(self, state: Params, x: Tensor) -> Tensor:
+        return functional_call(self.backbone, state, (x,))
+
+    def outer_loss(self, state: Params, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
+        output = self.predict(state, episode.query.x)
+        logs = {self.objective.metric_name: self.objective.metric(output.detach(), episode.query.y)}
+        return self._loss(output, episode.query, episode.support), logs
+
+    def _loss(self, output: Tensor, examples: Examples, support: Examples) -> Tensor:
+        return task_loss(self.objective, output, examples, support, self.reduction)
