@@ -80,6 +80,7 @@ class MetaGradient:
         self._trained = {f"method.{name}": value for name, value in trained}
         on_cpu = all(value.device.type == "cpu" for value in self._trained.values())
         self._whole = Whole(method, list(self._trained), bool(compiled))
+        self._plain = Whole(method, list(self._trained), compiled=False) if compiled == "auto" and on_cpu else self._whole
         self._staged: Staged | None = None
         if isinstance(method, InnerLoopMethod) and type(method).meta_loss is InnerLoopMethod.meta_loss:
             self._staged = Staged(method, list(self._trained), not on_cpu if compiled == "auto" else compiled, memory)
@@ -114,8 +115,8 @@ class MetaGradient:
         return list(self._trained)
 
     def _way(self, episodes: Episode) -> Whole | Staged:
-        if self._staged is None:
-            return self._whole
         small = episodes.support.x.numel() + episodes.query.x.numel() <= SMALL
+        if self._staged is None:
+            return self._whole if small else self._plain
         one_call = bool(self.compiled) and small and self._staged.method.inner_steps <= 1 and self.memory == "keep"
         return self._whole if one_call else self._staged

@@ -14,7 +14,7 @@ from mamllit.backbones import MLP, Conv4
 from mamllit.compiling import should_compile
 from mamllit.engine import MetaGradient, chunk_size, count, take
 from mamllit.episode import Episode, Examples
-from mamllit.methods import MAML
+from mamllit.methods import ANIL, MAML
 from mamllit.objectives import Classification, Regression
 
 TOLERANCE = {torch.float64: {"rtol": 1e-9, "atol": 1e-9}, torch.float32: {"rtol": 1e-4, "atol": 1e-5}}
@@ -200,3 +200,16 @@ def test_should_compile_auto_needs_a_compiler_on_the_cpu_only(
         assert not should_compile("auto", 2000, torch.device("cpu"))
     assert "compile: auto found no C++ compiler" in caplog.text
     assert should_compile("auto", 2000, torch.device("cuda"))
+
+
+def test_auto_does_not_compile_image_batches_of_a_method_without_stages_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch, image_episodes: Callable[..., Episode], sine_episodes: Callable[..., Episode]
+) -> None:
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda function, **options: asked.append(options) or function)
+    images, sine = Conv4(1, 4, 3, 28, "stride").double(), MLP(1, [4], 1).double()
+    MetaGradient(ANIL(images, Classification(), 0.1, 1, "mean"), compiled="auto")(image_episodes(2, side=28))
+    assert not asked
+    MetaGradient(ANIL(sine, Regression(), 0.1, 1, "mean"), compiled="auto")(sine_episodes(2))
+    MetaGradient(ANIL(images, Classification(), 0.1, 1, "mean"), compiled=True)(image_episodes(2, side=28))
+    assert len(asked) == 2

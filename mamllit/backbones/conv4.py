@@ -111,7 +111,8 @@ class Conv4(nn.Module):
             else:
                 nn.init.xavier_uniform_(self.head.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
+        """What the head sees, [n, features]."""
         x = x.permute(0, 2, 3, 1)
         for convolve, norm in zip(self.convs, self.norms, strict=True):
             x = convolve(x)
@@ -122,7 +123,10 @@ class Conv4(nn.Module):
                 x = torch.relu(norm(x, of=max_pool(x)))
             else:
                 x = max_pool(torch.relu(norm(x)))
-        x = x.mean((1, 2)) if self.downsample == "stride" else x.flatten(1)
+        return x.mean((1, 2)) if self.downsample == "stride" else x.flatten(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.features(x)
         return x if self.head is None else self.head(x)
 
 

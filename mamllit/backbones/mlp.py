@@ -54,13 +54,20 @@ class MLP(nn.Module):
                 nn.init.trunc_normal_(layer.weight, std=0.01, a=-0.02, b=0.02)
                 nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    @property
+    def head(self) -> nn.Module:
+        """The last layer."""
+        return self.layers[-1]
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the last layer sees, [n, features]; the flattened input where it is the only one."""
         x = x.flatten(1)
-        for depth, layer in enumerate(self.layers):
-            x = layer(x)
-            if depth == len(self.layers) - 1:
-                break
+        for depth in range(len(self.layers) - 1):
+            x = self.layers[depth](x)
             if self.norms is not None:
                 x = self.norms[depth](x)
             x = ACTIVATIONS[self.activation](x)
         return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))

@@ -1,8 +1,9 @@
 """The meta-learning methods: one file per paper, each written for one episode."""
 
+from mamllit.methods.anil import ANIL
 from mamllit.methods.base import InnerLoopMethod, Method
 from mamllit.methods.maml import MAML
 from mamllit.methods.meta_sgd import MetaSGD
 from mamllit.methods.mt_net import MTNet
 
-__all__ = ["MAML", "InnerLoopMethod", "MTNet", "MetaSGD", "Method"]
+__all__ = ["ANIL", "MAML", "InnerLoopMethod", "MTNet", "MetaSGD", "Method"]

@@ -1,0 +1,86 @@
+"""ANIL, Almost No Inner Loop: MAML that adapts the last layer only.
+
+A. Raghu, M. Raghu, S. Bengio, O. Vinyals: Rapid Learning or Feature Reuse? Towards Understanding the Effectiveness of MAML,
+ICLR 2020, arXiv 1909.09157, section 5. The inner loop moves the head; the body's features are meta-learned by the outer loop,
+whose gradient goes through the head's steps.
+
+As the body is the same before and after adaptation, the support's features are computed once and the steps are those of a
+linear layer. For that the network says what its features and its head are, as `Conv4` and `MLP` do, and the method is no
+`InnerLoopMethod`, whose steps would begin at the images: there is nothing worth recomputing. In all else it is
+`MAML(..., frozen=[everything but the head])`, with the departures of `mamllit.methods.maml`.
+"""
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mamllit.adaptation import Params, gradient_step
+from mamllit.episode import Episode, Examples
+from mamllit.methods.base import Method
+from mamllit.methods.checks import check_inner_loop, task_loss
+from mamllit.objectives import Objective, Reduction
+
+
+class ANIL(Method):
+    """Learn features on which `inner_steps` gradient steps of the head solve a task.
+
+    Args:
+        backbone: a network with a method `features` and a module `head`, such as `Conv4` and `MLP`.
+        objective, inner_lr, inner_steps, reduction, first_order: as in `MAML`.
+
+    The state is the head's parameters.
+
+    Raises:
+        ValueError: as in `MAML`; for a network without features or head.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        objective: Objective,
+        inner_lr: float,
+        inner_steps: int,
+        reduction: Reduction,
+        first_order: bool = False,
+    ) -> None:
+        super().__init__()
+        check_inner_loop(backbone, inner_lr, inner_steps, reduction)
+        if not hasattr(backbone, "features") or not isinstance(getattr(backbone, "head", None), nn.Module):
+            raise ValueError(
+                f"{type(backbone).__name__} has no method `features` or no module `head`, so ANIL cannot tell what to adapt; "
+                "give it both, with forward(x) = head(features(x))"
+            )
+        self.backbone, self.objective = backbone, objective
+        self.inner_lr, self.inner_steps = inner_lr, inner_steps
+        self.reduction, self.first_order = reduction, first_order
+
+    def trajectory(self, support: Examples, steps: int) -> list[Params]:
+        if steps < 0:
+            raise ValueError(f"steps is {steps}; the inner loop needs a number of steps >= 0")
+        features = self._features(support.x)
+
+        def support_loss(params: Params) -> Tensor:
+            return task_loss(self.objective, self._head(params, features), support, support, self.reduction)
+
+        states: list[Params] = [dict(self.backbone.head.named_parameters())]  # type: ignore[union-attr, operator]
+        for _ in range(steps):
+            states.append(gradient_step(support_loss, states[-1], states[-1], self.inner_lr, self.first_order))
+        return states
+
+    def adapt(self, support: Examples, steps: int | None = None) -> Params:
+        return self.trajectory(support, self.inner_steps if steps is None else steps)[-1]
+
+    def predict(self, state: Params, x: Tensor) -> Tensor:
+        return self._head(state, self._features(x))
+
+    def meta_loss(self, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
+        output = self.predict(self.adapt(episode.support), episode.query.x)
+        logs = {self.objective.metric_name: self.objective.metric(output.detach(), episode.query.y)}
+        return task_loss(self.objective, output, episode.query, episode.support, self.reduction), logs
+
+    def _features(self, x: Tensor) -> Tensor:
+        return self.backbone.features(x)  # type: ignore[operator]
+
+    def _head(self, params: Params, features: Tensor) -> Tensor:
+        head = self.backbone.head
+        assert isinstance(head, nn.Module)
+        return functional_call(head, params, (features,))
