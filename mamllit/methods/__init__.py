@@ -5,5 +5,6 @@ from mamllit.methods.base import InnerLoopMethod, Method
 from mamllit.methods.maml import MAML
 from mamllit.methods.meta_sgd import MetaSGD
 from mamllit.methods.mt_net import MTNet
+from mamllit.methods.reptile import Reptile
 
-__all__ = ["ANIL", "MAML", "InnerLoopMethod", "MTNet", "MetaSGD", "Method"]
+__all__ = ["ANIL", "MAML", "InnerLoopMethod", "MTNet", "MetaSGD", "Method", "Reptile"]
