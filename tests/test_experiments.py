@@ -125,10 +125,17 @@ def test_the_run_ends_with_a_validation_and_a_checkpoint(path: Path) -> None:
     assert steps % document["checkpoint_last"]["every_n_train_steps"] == 0
 
 
-def test_overlays_touch_neither_model_nor_data() -> None:
-    for path in OVERLAYS:
-        assert not {"model", "data"} & set(yaml.safe_load(path.read_text())), path.name
-        parse(CELLS[0], path)
+def test_there_is_an_overlay_for_each_kind_of_hardware() -> None:
+    assert {path.stem for path in OVERLAYS} == {"cpu", "one_gpu", "ddp", "multi_node", "bf16"}
+
+
+@pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.stem)
+def test_overlays_touch_neither_model_nor_data(path: Path) -> None:
+    overlay = yaml.safe_load(path.read_text())
+    assert set(overlay) == {"trainer"}
+    alone, over = (parse(*files).config.as_dict() for files in ((CELLS[0],), (CELLS[0], path)))
+    assert over["trainer"] == alone["trainer"] | overlay["trainer"]
+    assert (over["model"], over["data"]) == (alone["model"], alone["data"])
 
 
 @pytest.mark.parametrize(
