@@ -1,5 +1,6 @@
 """What an episode is judged by: the loss that is differentiated and the metric that is reported, for each kind of task."""
 
+import math
 from typing import Literal, Protocol
 
 import torch
@@ -26,6 +27,9 @@ class Objective(Protocol):
     def ways(self, output: Tensor) -> int:
         """N, the number of classes that `output` tells apart (1 in regression)."""
 
+    def average(self, outputs: Tensor) -> Tensor:
+        """One output [n, ...] for those of P models, [P, n, ...]: that of their mixture."""
+
 
 class Classification:
     """Softmax cross-entropy on logits [n, N] and labels [n]; reports accuracy."""
@@ -43,6 +47,10 @@ class Classification:
     def ways(self, output: Tensor) -> int:
         return output.shape[-1]
 
+    def average(self, outputs: Tensor) -> Tensor:
+        """The logarithm of the mean probabilities."""
+        return outputs.log_softmax(-1).logsumexp(0) - math.log(len(outputs))
+
 
 class Regression:
     """Mean squared error on outputs and targets [n, d]; reports the same."""
@@ -51,13 +59,17 @@ class Regression:
     higher_is_better = False
 
     def loss(self, output: Tensor, y: Tensor) -> Tensor:
-        return F.mse_loss(output, y)
+        return (output - y).square().mean()  # F.mse_loss fails under two nested vmaps (torch 2.14)
 
     def metric(self, output: Tensor, y: Tensor) -> Tensor:
-        return F.mse_loss(output, y)
+        return (output - y).square().mean()  # F.mse_loss fails under two nested vmaps (torch 2.14)
 
     def ways(self, output: Tensor) -> int:
         return 1
+
+    def average(self, outputs: Tensor) -> Tensor:
+        """The mean."""
+        return outputs.mean(0)
 
 
 def reduced_loss(objective: Objective, output: Tensor, examples: Examples, shots: int, reduction: Reduction) -> Tensor:

@@ -5,6 +5,7 @@ from mamllit.methods.base import InnerLoopMethod, Method
 from mamllit.methods.maml import MAML
 from mamllit.methods.meta_sgd import MetaSGD
 from mamllit.methods.mt_net import MTNet
+from mamllit.methods.platipus import PLATIPUS
 from mamllit.methods.reptile import Reptile
 
-__all__ = ["ANIL", "MAML", "InnerLoopMethod", "MTNet", "MetaSGD", "Method", "Reptile"]
+__all__ = ["ANIL", "InnerLoopMethod", "MAML", "MTNet", "MetaSGD", "Method", "PLATIPUS", "Reptile"]

@@ -20,26 +20,9 @@ from mamllit.adaptation import Params, gradient_step, select_adapted
 from mamllit.episode import Episode, Examples
 from mamllit.methods.base import InnerLoopMethod
 from mamllit.methods.checks import check_inner_loop, task_loss
+from mamllit.methods.layers import names_in, weight_layers
 from mamllit.noise import episode_key, logistic
 from mamllit.objectives import Objective, Reduction
-
-
-def warped_layers(backbone: nn.Module) -> list[str]:
-    """Names of the layers that get a T: those whose `weight` [outputs, inputs, ...] is a matrix or a convolution's kernel.
-
-    Raises `ValueError` if there is none.
-    """
-    names = [
-        name
-        for name, module in backbone.named_modules()
-        if isinstance(weight := getattr(module, "weight", None), nn.Parameter) and weight.dim() >= 2
-    ]
-    if not names:
-        raise ValueError(
-            f"{type(backbone).__name__} has no layer to warp: none of its modules has a `weight` of two or more dimensions; "
-            "use a network of linear layers or convolutions"
-        )
-    return names
 
 
 class MTNet(InnerLoopMethod):
@@ -79,8 +62,8 @@ class MTNet(InnerLoopMethod):
         self.reduction, self.first_order = reduction, first_order
         self.masked, self.temperature = masked, temperature
         self.adapted = select_adapted([name for name, _ in backbone.named_parameters()], frozen)
-        self.layers = warped_layers(backbone)
-        sizes = [backbone.get_parameter(_parameters_of(layer)[0]).shape[0] for layer in self.layers]
+        self.layers = weight_layers(backbone)
+        sizes = [backbone.get_parameter(names_in(layer)[0]).shape[0] for layer in self.layers]
         self.warps = nn.ParameterList(torch.eye(size) for size in sizes)
         start = torch.logit(torch.tensor(probability))
         self.mask_logits = nn.ParameterList(start.expand(size).clone() for size in sizes) if masked else None
@@ -111,7 +94,7 @@ class MTNet(InnerLoopMethod):
         rates: dict[str, float | Tensor] = dict.fromkeys(self.adapted, self.inner_lr)
         if self.masked:  # drawing again gives the bits of the first step: they are the episode's own
             for layer, mask in zip(self.layers, self.masks(support), strict=True):
-                for name in _parameters_of(layer):
+                for name in names_in(layer):
                     if name in rates:
                         rates[name] = self.inner_lr * mask.reshape(-1, *(1,) * (state[name].dim() - 1))
         return gradient_step(support_loss, state, self.adapted, rates, self.first_order)
@@ -120,7 +103,7 @@ class MTNet(InnerLoopMethod):
         """The parameters of the network that computes T (W x + b): every layer's weight T W and bias T b."""
         own = {**dict(self.backbone.named_parameters()), **state}
         for layer, warp in zip(self.layers, self.warps, strict=True):
-            for name in _parameters_of(layer):
+            for name in names_in(layer):
                 if name in own:
                     own[name] = torch.tensordot(warp, own[name], 1)
         return own
@@ -135,8 +118,3 @@ class MTNet(InnerLoopMethod):
 
     def _loss(self, output: Tensor, examples: Examples, support: Examples) -> Tensor:
         return task_loss(self.objective, output, examples, support, self.reduction)
-
-
-def _parameters_of(layer: str) -> tuple[str, str]:
-    """The names of a layer's weight and bias; the backbone itself is the layer ""."""
-    return f"{layer}.weight".lstrip("."), f"{layer}.bias".lstrip(".")

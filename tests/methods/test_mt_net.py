@@ -11,7 +11,6 @@ from mamllit.backbones import MLP, Conv4
 from mamllit.engine import MetaGradient
 from mamllit.episode import Episode, Examples
 from mamllit.methods import MAML, MTNet
-from mamllit.methods.mt_net import warped_layers
 from mamllit.objectives import Classification, Regression
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}
@@ -228,9 +227,3 @@ def test_wrong_arguments_are_refused(wrong: dict, message: str) -> None:
     MTNet(**right)
     with pytest.raises(ValueError, match=message):
         MTNet(**{**right, **wrong})
-
-
-def test_a_network_without_layers_is_refused() -> None:
-    assert warped_layers(nn.Linear(2, 3)) == [""]
-    with pytest.raises(ValueError, match=r"PReLU has no layer to warp: .* use a network of linear layers or convolutions"):
-        warped_layers(nn.PReLU())
