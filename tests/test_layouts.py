@@ -1,7 +1,8 @@
 """The same run on several nodes: whatever the layout of the processes, the curve and the result are those of one process.
 
 The nodes are torchrun agents on this machine, with gloo. Float32 tolerance: the ranks add the same gradients in another order,
-which is granted 1e-5 of the loss after a few steps, and 1e-3 after 50 steps of Adam, which divides small gradients by themselves.
+which is granted 1e-5 of the loss after a few steps, and 1e-3 after 50 steps of Adam, which divides small gradients by
+themselves.
 """
 
 import csv
@@ -105,7 +106,7 @@ def test_two_nodes_with_two_processes_each_give_the_result_of_one(two_by_two: di
 def test_four_ranks_refuse_a_meta_batch_that_they_do_not_divide(two_by_two: dict[str, Path], tmp_path: Path) -> None:
     config = two_by_two["1x1"].parents[1] / "cell.yaml"
     words = ["-c", str(config), "--trainer.default_root_dir", str(tmp_path), "--data.meta_batch_size", "6"]
-    with pytest.raises(AssertionError, match="meta_batch_size is 6, .* cannot be shared equally by 4 ranks; use a number"):
+    with pytest.raises(AssertionError, match=r"meta_batch_size is 6, .* cannot be shared equally by 4 ranks; use a number"):
         run(words, 1, 4, 240)
 
 

@@ -14,7 +14,7 @@ from mamllit.backbones import MLP
 from mamllit.engine import MetaGradient
 from mamllit.episode import Episode, Examples
 from mamllit.evaluation import evaluate
-from mamllit.methods import ANIL, MAML, MTNet, MetaSGD, Method, PLATIPUS, Reptile
+from mamllit.methods import ANIL, BMAML, MAML, PLATIPUS, MetaSGD, Method, MTNet, Reptile
 from mamllit.objectives import Classification
 
 WAYS, SHOTS, QUERIES, SIDE = 3, 2, 3, 8
@@ -25,6 +25,7 @@ ENTRIES: dict[type[Method], Callable[[], Method]] = {
     MAML: lambda: MAML(MLP(SIDE * SIDE, [6, 5], WAYS, norm=True), Classification(), 0.1, 2, "sum_over_shots"),
     MetaSGD: lambda: MetaSGD(MLP(SIDE * SIDE, [6, 5], WAYS, norm=True), Classification(), "mean", inner_steps=2),
     PLATIPUS: lambda: PLATIPUS(MLP(SIDE * SIDE, [6, 5], WAYS, norm=True), Classification(), 0.1, 2, "sum_over_shots", 0.1),
+    BMAML: lambda: BMAML(MLP(SIDE * SIDE, [6, 5], WAYS, norm=True), Classification(), 0.1, 2, "sum_over_shots", particles=3),
     MTNet: lambda: MTNet(MLP(SIDE * SIDE, [6, 5], WAYS, norm=True), Classification(), 0.1, 2, "sum_over_shots"),
     Reptile: lambda: Reptile(MLP(SIDE * SIDE, [6, 5], WAYS, norm=True), Classification(), 0.1, 2, 4, "adam"),
 }
