@@ -10,12 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mamllit.compiling import Backend
 from mamllit.episode import Episode, Examples
 from mamllit.methods.base import InnerLoopMethod, Method
 from mamllit.stages import Memory, MetaStep, Staged, Whole
 
 Execution = Literal["auto", "vmap", "loop"] | int
-Compile = bool | Literal["auto"]
 CPU_CHUNK = 2**23  # input numbers of the episodes that one vectorised chunk holds on a CPU, see `chunk_size`
 SMALL = 2**12  # input numbers of a meta-batch up to which calls cost more than arithmetic, see `MetaGradient`
 
@@ -58,9 +58,8 @@ class MetaGradient:
         method: its `meta_loss` is differentiated with respect to its parameters.
         execution: "vmap" (all episodes at once), "loop" (one by one, the least memory), a number: chunks of that many
             episodes, vectorised inside; or "auto": see `chunk_size`.
-        compiled: run under `torch.compile`; where that fails, one warning and the plain step. "auto" compiles on
-            accelerators, and on a CPU small meta-batches only: images gain little or lose there (Omniglot 5-way 1-shot
-            281 ms, plain 305, after 48 s of compiling; 20-way 2.3 s, plain 2.0).
+        compiled: run under `torch.compile`; where that fails, one warning and the plain step. On a CPU the step of a large
+            meta-batch is only recorded, not made anew: its convolutions and norms are as fast as they get already.
         memory: "keep" the activations of all inner steps for the way back, or "recompute" them there, which takes about
             a third more time and keeps the memory of one step, however many there are.
 
@@ -68,9 +67,7 @@ class MetaGradient:
         ValueError: for a chunk size below 1 or an unknown word; for "recompute" with a method that has no inner loop.
     """
 
-    def __init__(
-        self, method: Method, execution: Execution = "auto", compiled: Compile = False, memory: Memory = "keep"
-    ) -> None:
+    def __init__(self, method: Method, execution: Execution = "auto", compiled: bool = False, memory: Memory = "keep") -> None:
         if not (execution in ("auto", "vmap", "loop") or (type(execution) is int and execution >= 1)):
             raise ValueError(f"execution is {execution!r}; it must be 'auto', 'vmap', 'loop' or a chunk size >= 1")
         if memory not in ("keep", "recompute"):
@@ -78,17 +75,13 @@ class MetaGradient:
         self.method, self.execution, self.compiled, self.memory = method, execution, compiled, memory
         trained = [(name, value) for name, value in method.named_parameters() if value.requires_grad]
         self._trained = {f"method.{name}": value for name, value in trained}
-        on_cpu = all(value.device.type == "cpu" for value in self._trained.values())
-        self._whole = Whole(method, list(self._trained), bool(compiled))
-        self._plain = Whole(method, list(self._trained), compiled=False) if compiled == "auto" and on_cpu else self._whole
-        self._staged: Staged | None = None
-        if isinstance(method, InnerLoopMethod) and type(method).meta_loss is InnerLoopMethod.meta_loss:
-            self._staged = Staged(method, list(self._trained), not on_cpu if compiled == "auto" else compiled, memory)
-        elif memory == "recompute":
+        self._staging = isinstance(method, InnerLoopMethod) and type(method).meta_loss is InnerLoopMethod.meta_loss
+        if memory == "recompute" and not self._staging:
             raise ValueError(
                 f"memory is 'recompute', but {type(method).__name__} has no inner loop whose steps could be made again "
                 "(it is no InnerLoopMethod, or has a meta_loss of its own); use memory: keep"
             )
+        self._ways: dict[bool, Whole | Staged] = {}
 
     def __call__(self, episodes: Episode) -> MetaStep:
         params = {name: value.detach() for name, value in self._trained.items()}
@@ -115,8 +108,19 @@ class MetaGradient:
         return list(self._trained)
 
     def _way(self, episodes: Episode) -> Whole | Staged:
+        """How a batch like `episodes` runs; made when the first comes, and kept, because what is compiled hangs on it."""
         small = episodes.support.x.numel() + episodes.query.x.numel() <= SMALL
-        if self._staged is None:
-            return self._whole if small else self._plain
-        one_call = bool(self.compiled) and small and self._staged.method.inner_steps <= 1 and self.memory == "keep"
-        return self._whole if one_call else self._staged
+        if small not in self._ways:
+            self._ways[small] = self._make_way(small, on_cpu=episodes.support.x.device.type == "cpu")
+        return self._ways[small]
+
+    def _make_way(self, small: bool, on_cpu: bool) -> Whole | Staged:
+        method = self.method
+        backend: Backend | None = None
+        if self.compiled:
+            backend = "inductor" if small or not on_cpu else "aot_eager"
+        one_call = self.compiled and small and self.memory == "keep" and getattr(method, "inner_steps", 0) <= 1
+        if not self._staging or one_call:
+            return Whole(method, self.names(), backend)
+        assert isinstance(method, InnerLoopMethod)
+        return Staged(method, self.names(), backend, self.memory)

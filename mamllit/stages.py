@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from mamllit.adaptation import Params
-from mamllit.compiling import Compiler, Function
+from mamllit.compiling import Backend, Compiler, Function
 from mamllit.episode import Episode, Examples
 from mamllit.methods.base import InnerLoopMethod, Method
 
@@ -42,11 +42,11 @@ class Verbs(nn.Module):
 
 
 class Whole:
-    """Loss and gradient of any method's `meta_loss`, as one function."""
+    """Loss and gradient of any method's `meta_loss`, as one function; `backend`: how it is compiled, None for not at all."""
 
-    def __init__(self, method: Method, names: list[str], compiled: bool) -> None:
+    def __init__(self, method: Method, names: list[str], backend: Backend | None) -> None:
         self.verbs, self.names, self.logged = Verbs(method), names, []  # type: ignore[var-annotated]
-        self.run: Function = Compiler()(self._run) if compiled else self._run
+        self.run: Function = self._run if backend is None else Compiler(backend)(self._run)
 
     def _run(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         params, episodes = dict(zip(self.names, tensors[:-4], strict=True)), _episodes(tensors[-4:])
@@ -71,17 +71,17 @@ class Whole:
 class Staged:
     """Loss and gradient of an `InnerLoopMethod`, step by step.
 
-    `memory`: "keep" every step's activations for the way back; "recompute" them there, one step at a time.
+    `backend`: how the functions are compiled, None for not at all. `memory`: "keep" every step's activations for the way back; "recompute" them there, one step at a time.
     """
 
-    def __init__(self, method: InnerLoopMethod, names: list[str], compiled: bool, memory: Memory) -> None:
+    def __init__(self, method: InnerLoopMethod, names: list[str], backend: Backend | None, memory: Memory) -> None:
         self.method, self.verbs, self.names, self.memory = method, Verbs(method), names, memory
         self.state_names: list[str] = []
         self.logged: list[str] = []
-        compiler = Compiler()
+        compiler = None if backend is None else Compiler(backend)
 
         def stage(function: Function) -> Function:
-            return compiler(function) if compiled else function
+            return function if compiler is None else compiler(function)
 
         self.first, self.step = stage(self._step_from_shared), stage(self._step_from_own)
         self.outer, self.outer_shared = stage(self._outer_of_own), stage(self._outer_of_shared)

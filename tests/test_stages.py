@@ -1,17 +1,16 @@
 """The staged meta-gradient equals the whole one and plain autograd: kept or recomputed, compiled or not, first order or not."""
 
-import os
+import itertools
 import shutil
-import subprocess
-import sys
-import textwrap
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
+from mamllit import engine
 from mamllit.backbones import MLP, Conv4
 from mamllit.engine import MetaGradient
 from mamllit.episode import Episode, Examples
@@ -51,7 +50,7 @@ def test_whole_equals_staged(image_episodes: Callable[..., Episode]) -> None:
     method, episodes = conv_method("stride", 2), image_episodes(3, side=16)
     meta_gradient = MetaGradient(method, "vmap")
     params = {name: value.detach() for name, value in zip(meta_gradient.names(), method.parameters(), strict=True)}
-    whole = Whole(method, meta_gradient.names(), compiled=False)(params, episodes)
+    whole = Whole(method, meta_gradient.names(), backend=None)(params, episodes)
     torch.testing.assert_close(meta_gradient(episodes)._asdict(), whole._asdict(), **CLOSE)
 
 
@@ -66,14 +65,31 @@ def test_compiled_stages_equal_the_plain_ones(memory: Any, sine_episodes: Callab
     torch.testing.assert_close(step._asdict(), MetaGradient(method)(episodes)._asdict(), **CLOSE)
 
 
+@pytest.mark.parametrize("memory", ["keep", "recompute"])
+@pytest.mark.parametrize("downsample", ["stride", "max_pool"])
+def test_recorded_convolutions_equal_the_plain_ones(
+    downsample: str, memory: Any, image_episodes: Callable[..., Episode], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "SMALL", 0)
+    method, episodes = conv_method(downsample, 2), image_episodes(3, side=16)
+    check_compiled(MetaGradient(method, "vmap", compiled=True, memory=memory), method, episodes)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="torch.compile needs a C++ compiler on the CPU")
 @pytest.mark.parametrize("downsample", ["stride", "max_pool"])
-def test_compiled_convolutions_equal_the_plain_ones(downsample: str, image_episodes: Callable[..., Episode]) -> None:
+def test_compiled_convolutions_equal_the_plain_ones(
+    downsample: str, image_episodes: Callable[..., Episode], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "SMALL", 2**40)
     method, episodes = conv_method(downsample, 2), image_episodes(3, side=16)
+    check_compiled(MetaGradient(method, "vmap", compiled=True), method, episodes)
+
+
+def check_compiled(compiled: MetaGradient, method: MAML, episodes: Episode) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="torch.compile failed")
-        step = MetaGradient(method, "vmap", compiled=True)(episodes)
+        step = compiled(episodes)
     torch.testing.assert_close(step._asdict(), MetaGradient(method, "vmap")(episodes)._asdict(), **CLOSE)
 
 
@@ -93,26 +109,13 @@ def test_recomputing_needs_an_inner_loop() -> None:
 
 
 def peak_bytes(steps: int, memory: str) -> int:
-    """Peak resident memory of one meta-gradient, in a process of its own."""
-    code = f"""
-    import resource, torch
-    from mamllit.backbones import Conv4
-    from mamllit.engine import MetaGradient
-    from mamllit.episode import Episode, Examples
-    from mamllit.methods import MAML
-    from mamllit.objectives import Classification
-    torch.set_num_threads(1)
-    part = Examples(torch.rand(2, 120, 1, 28, 28), torch.arange(5).repeat_interleave(24).expand(2, -1))
-    method = MAML(Conv4(1, 16, 5, 28, "stride"), Classification(), 0.01, {steps}, "mean")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    MetaGradient(method, "vmap", memory="{memory}")(Episode(part, part))
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
-    """
-    # large tensors mapped one by one, and given back at once: else the heap's gaps count as well
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    return int(done.stdout)
+    """Peak memory of the tensors of one meta-gradient, by the allocations and frees that the profiler records in order."""
+    part = Examples(torch.rand(2, 10, 1, 28, 28), torch.arange(5).repeat_interleave(2).expand(2, -1))
+    method = MAML(Conv4(1, 8, 5, 28, "stride"), Classification(), 0.01, steps, "mean")
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        MetaGradient(method, "vmap", memory=memory)(Episode(part, part))  # type: ignore[arg-type]
+    records = sorted((e.time_range.start, e.cpu_memory_usage) for e in profiled.events() if e.name == "[memory]")
+    return max(itertools.accumulate(size for _, size in records))
 
 
 def test_recomputing_keeps_the_memory_of_few_steps() -> None:

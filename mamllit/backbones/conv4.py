@@ -26,9 +26,10 @@ class SameConv2d(nn.Module):
         stride: of both dimensions.
         algorithm: "per_task" is `mamllit.backbones.convolution.conv`, fast where weights differ per task and under second
             derivatives; "conv2d" is PyTorch's, the reference. The results agree up to rounding.
+        add_bias: False leaves the bias to the norm that follows, which would take it away again: a pass less.
 
-    Shape: [n, H, W, in_channels] -> [n, ceil(H / stride), ceil(W / stride), out_channels]. The weight has PyTorch's
-    layout, [out_channels, in_channels, kernel, kernel].
+    Shape: [n, H, W, in_channels] -> [n, ceil(H / stride), ceil(W / stride), out_channels]; images that are `padded` already
+    have their border with them. The weight has PyTorch's layout, [out_channels, in_channels, kernel, kernel].
     """
 
     def __init__(
@@ -38,23 +39,27 @@ class SameConv2d(nn.Module):
         kernel: int = 3,
         stride: int = 1,
         algorithm: ConvAlgorithm = "per_task",
+        add_bias: bool = True,
     ) -> None:
         super().__init__()
         if algorithm not in ("per_task", "conv2d"):
             raise ValueError(f"algorithm is {algorithm!r}; it must be 'per_task' or 'conv2d'")
-        self.kernel, self.stride, self.algorithm = kernel, stride, algorithm
+        self.kernel, self.stride, self.algorithm, self.add_bias = kernel, stride, algorithm, add_bias
         weight = torch.empty(out_channels, in_channels, kernel, kernel)
         nn.init.xavier_uniform_(weight)
         self.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last))
         self.bias = nn.Parameter(torch.zeros(out_channels))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, padded: bool = False) -> Tensor:
         if self.algorithm == "per_task":
-            return conv(x, self.weight, self.stride) + self.bias
-        top, bottom = same_padding(x.shape[-3], self.kernel, self.stride)
-        left, right = same_padding(x.shape[-2], self.kernel, self.stride)
-        x = F.pad(x, (0, 0, left, right, top, bottom)).permute(0, 3, 1, 2)
-        return F.conv2d(x, self.weight, self.bias, stride=self.stride).permute(0, 2, 3, 1)
+            x = conv(x, self.weight, self.stride, same=not padded)
+            return x + self.bias if self.add_bias else x
+        if not padded:
+            top, bottom = same_padding(x.shape[-3], self.kernel, self.stride)
+            left, right = same_padding(x.shape[-2], self.kernel, self.stride)
+            x = F.pad(x, (0, 0, left, right, top, bottom))
+        x = x.permute(0, 3, 1, 2)
+        return F.conv2d(x, self.weight, self.bias if self.add_bias else None, stride=self.stride).permute(0, 2, 3, 1)
 
 
 class Conv4(nn.Module):
@@ -94,7 +99,8 @@ class Conv4(nn.Module):
         channels = [in_channels, filters, filters, filters, filters]
         stride = 2 if downsample == "stride" else 1
         self.convs = nn.ModuleList(
-            SameConv2d(a, b, stride=stride, algorithm=conv_algorithm) for a, b in zip(channels[:-1], channels[1:], strict=True)
+            SameConv2d(a, b, stride=stride, algorithm=conv_algorithm, add_bias=False)
+            for a, b in zip(channels[:-1], channels[1:], strict=True)
         )
         self.norms = nn.ModuleList(BatchStatNorm(filters, scale=norm_scale) for _ in self.convs)
         side = image_size
@@ -114,16 +120,26 @@ class Conv4(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """What the head sees, [n, features]."""
         x = x.permute(0, 2, 3, 1)
+        if self.downsample == "stride":
+            return self._strided(x).mean((1, 2))
         for convolve, norm in zip(self.convs, self.norms, strict=True):
             x = convolve(x)
-            if self.downsample == "stride":
-                x = torch.relu(norm(x))
-            elif norm.gamma is None:
+            if norm.gamma is None:
                 # a norm without gamma and ReLU never fall, so the maximum before them is that after, from fewer pixels
-                x = torch.relu(norm(x, of=max_pool(x)))
+                x = norm(x, of=max_pool(x), relu=True, offset=convolve.bias)
             else:
-                x = max_pool(torch.relu(norm(x)))
-        return x.mean((1, 2)) if self.downsample == "stride" else x.flatten(1)
+                x = max_pool(norm(x, relu=True, offset=convolve.bias))
+        return x.flatten(1)
+
+    def _strided(self, x: Tensor) -> Tensor:
+        """The blocks where convolutions have stride 2; the padding that one needs is put there by the norm before it."""
+        before, after = same_padding(x.shape[1], 3, 2)
+        x = F.pad(x, (0, 0, before, after, before, after))
+        for depth, (convolve, norm) in enumerate(zip(self.convs, self.norms, strict=True), 1):
+            x = convolve(x, padded=True)
+            border = same_padding(x.shape[1], 3, 2) if depth < len(self.convs) else (0, 0)
+            x = norm(x, relu=True, border=border, offset=convolve.bias)
+        return x
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.features(x)

@@ -4,15 +4,16 @@ A batch of tasks runs as one batched product over patches where these are small,
 convolution. Shapes as in `mamllit.backbones.convolution`; nothing here is differentiable.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Measured on two cores of a Zen 3: a task's patches above this size no longer stay in the cache, and the library's convolution,
-# task by task, beats the product; so it does where a product would be thin, with few channels.
-PATCH_BYTES, THIN_CHANNELS, THIN_ROWS = 2**20, 4, 2000
+# Measured on two cores of a Zen 3: where a task's patches are larger than this, the library's convolution, task by task, beats the
+# product. The limit is higher for stride 2, whose patches repeat a pixel half as often, and for the gradient of a weight, at which
+# the library is slow (half the rate of its others); images of few channels make thin products, for which it is lower.
+PATCH_BYTES, WEIGHT_PATCH_BYTES, THIN_CHANNELS, THIN_ROWS = 2**20, 2**22, 4, 4000
 BLOCK_BYTES = 2**22  # of the patches that are made at once
 
 
@@ -22,72 +23,98 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
-def conv(x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """Convolution of `x` [(T,) n, H, W, C] with `weight` [(T,) O, C, k, k]: [(T,) n, ceil(H / stride), ceil(W / stride), O]."""
+def output_size(size: int, kernel: int, stride: int, same: bool) -> int:
+    """Places of a kernel along a dimension, with SAME padding or with none."""
+    return -(-size // stride) if same else (size - kernel) // stride + 1
+
+
+class Places(NamedTuple):
+    """Where a kernel of side `kernel` is put on images [..., n, H, W, C]: every `stride` pixels, padded as SAME or not at all."""
+
+    kernel: int
+    stride: int
+    same: bool
+
+    def count(self, x: Tensor) -> tuple[int, int, int]:
+        """Images, rows and columns of the result."""
+        rows, columns = (output_size(side, *self) for side in x.shape[-3:-1])
+        return x.shape[-4], rows, columns
+
+    def padding(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(top, bottom), (left, right)."""
+        if not self.same:
+            return (0, 0), (0, 0)
+        return same_padding(height, self.kernel, self.stride), same_padding(width, self.kernel, self.stride)
+
+
+def conv(x: Tensor, weight: Tensor, stride: int, same: bool) -> Tensor:
+    """Convolution of `x` [(T,) n, H, W, C] with `weight` [(T,) O, C, k, k], padded as SAME or not at all: [(T,) n, h, w, O]."""
+    places = Places(weight.shape[-1], stride, same)
     if x.dim() == 4:
-        return _native(x, weight, stride)
-    kernel, (_, rows, columns) = weight.shape[-1], _output_size(x, stride)
+        return _native(x, weight, places)
+    _, rows, columns = places.count(x)
     out = x.new_empty(*x.shape[:2], rows, columns, weight.shape[1])
-    for tasks in _blocks(x, weight, stride):
+    for tasks in _blocks(x, places, PATCH_BYTES * stride**2):
         if tasks is None:
             for task in range(len(x)):
-                out[task] = _native(x[task], weight[task], stride)
+                out[task] = _native(x[task], weight[task], places)
         else:
-            torch.bmm(_patches(x[tasks], kernel, stride), _matrix(weight[tasks]).mT, out=out[tasks].flatten(1, 3))
+            torch.bmm(_patches(x[tasks], places), _matrix(weight[tasks]).mT, out=out[tasks].flatten(1, 3))
     return out
 
 
-def conv_input_grad(grad: Tensor, weight: Tensor, stride: int, height: int, width: int) -> Tensor:
+def conv_input_grad(grad: Tensor, weight: Tensor, stride: int, same: bool, height: int, width: int) -> Tensor:
     """The gradient of `conv` with respect to its images [(T,) n, height, width, C], for `grad` [(T,) n, h, w, O]."""
+    places = Places(weight.shape[-1], stride, same)
     if grad.dim() == 4:
-        return _native_input_grad(grad, weight, stride, height, width)
+        return _native_input_grad(grad, weight, places, height, width)
     channels = weight.shape[2]
     out = grad.new_empty(*grad.shape[:2], height, width, channels)
-    for tasks in _blocks(out, weight, stride):
+    for tasks in _blocks(out, places, PATCH_BYTES):
         if tasks is None:
             for task in range(len(grad)):
-                out[task] = _native_input_grad(grad[task], weight[task], stride, height, width)
+                out[task] = _native_input_grad(grad[task], weight[task], places, height, width)
         else:
             patches = torch.bmm(grad[tasks].flatten(1, 3), _matrix(weight[tasks]))
-            out[tasks] = _fold(patches, out[tasks].shape, weight.shape[-1], stride)
+            out[tasks] = _fold(patches, out[tasks].shape, grad.shape[-3:-1], places)
     return out
 
 
-def conv_weight_grad(x: Tensor, grad: Tensor, stride: int, kernel: int) -> Tensor:
+def conv_weight_grad(x: Tensor, grad: Tensor, stride: int, same: bool, kernel: int) -> Tensor:
     """The gradient of `conv` with respect to its weight [(T,) O, C, kernel, kernel], in channels-last memory order."""
+    places = Places(kernel, stride, same)
     if x.dim() == 4:
-        return _native_weight_grad(x, grad, stride, kernel)
+        return _native_weight_grad(x, grad, places)
     filters, channels = grad.shape[-1], x.shape[-1]
     out = x.new_empty(len(x), filters, kernel, kernel, channels)
-    for tasks in _blocks(x, out.permute(0, 1, 4, 2, 3), stride):
+    for tasks in _blocks(x, places, WEIGHT_PATCH_BYTES):
         if tasks is None:
             for task in range(len(x)):
-                out[task] = _native_weight_grad(x[task], grad[task], stride, kernel).permute(0, 2, 3, 1)
+                out[task] = _native_weight_grad(x[task], grad[task], places).permute(0, 2, 3, 1)
+            continue
+        patches, some = _patches(x[tasks], places), grad[tasks].flatten(1, 3)
+        if channels <= THIN_CHANNELS:  # this way round is two to three times as fast for nine columns, and the copy is small
+            out[tasks].flatten(2).copy_(torch.bmm(patches.mT, some).mT)
         else:
-            patches = _patches(x[tasks], kernel, stride)
-            torch.bmm(grad[tasks].flatten(1, 3).mT, patches, out=out[tasks].flatten(2))
+            torch.bmm(some.mT, patches, out=out[tasks].flatten(2))
     return out.permute(0, 1, 4, 2, 3)
 
 
 # ---- the two ways ----------------------------------------------------------------------------------------------------
 
 
-def _blocks(x: Tensor, weight: Tensor, stride: int) -> list[slice | None]:
+def _blocks(x: Tensor, places: Places, limit: int) -> list[slice | None]:
     """Slices of tasks whose patches are made at once; [None] where the library's convolution, task by task, is faster."""
     tasks = len(x)
     if x.device.type != "cpu":
         return [slice(0, tasks)]
-    n, rows, columns = _output_size(x, stride)
-    places, channels = n * rows * columns, x.shape[-1]
-    one = places * channels * weight.shape[-1] ** 2 * x.element_size()
-    if one > PATCH_BYTES or (channels <= THIN_CHANNELS and places > THIN_ROWS):
+    n, rows, columns = places.count(x)
+    count, channels = n * rows * columns, x.shape[-1]
+    one = count * channels * places.kernel**2 * x.element_size()
+    if one > limit or (channels <= THIN_CHANNELS and count > THIN_ROWS):
         return [None]
     size = max(BLOCK_BYTES // one, 1)
     return [slice(start, start + size) for start in range(0, tasks, size)]
-
-
-def _output_size(x: Tensor, stride: int) -> tuple[int, int, int]:
-    return x.shape[-4], -(-x.shape[-3] // stride), -(-x.shape[-2] // stride)
 
 
 def _matrix(weight: Tensor) -> Tensor:
@@ -95,78 +122,90 @@ def _matrix(weight: Tensor) -> Tensor:
     return weight.permute(0, 1, 3, 4, 2).flatten(2)
 
 
-def _pad(x: Tensor, kernel: int, stride: int) -> Tensor:
-    top, bottom = same_padding(x.shape[-3], kernel, stride)
-    left, right = same_padding(x.shape[-2], kernel, stride)
-    return F.pad(x, (0, 0, left, right, top, bottom)) if top or bottom or left or right else x.contiguous()
+def _pad(x: Tensor, places: Places) -> Tensor:
+    *rest, height, width, channels = x.shape
+    (top, bottom), (left, right) = places.padding(height, width)
+    if not (top or bottom or left or right):
+        return x.contiguous()
+    out = x.new_empty(*rest, top + height + bottom, left + width + right, channels)
+    out[..., top : top + height, left : left + width, :] = x  # F.pad first fills all of it with zeros
+    for dim, before, size in ((-3, top, height), (-2, left, width)):
+        for start, stop in ((0, before), (before + size, out.shape[dim])):
+            if stop > start:
+                out.narrow(dim, start, stop - start).zero_()
+    return out
 
 
-def _patches(x: Tensor, kernel: int, stride: int) -> Tensor:
+def _patches(x: Tensor, places: Places) -> Tensor:
     """[T, n, H, W, C] -> [T, n * h * w, k * k * C]: each row the pixels under the kernel at one place."""
-    n, rows, columns = _output_size(x, stride)
-    padded, channels = _pad(x, kernel, stride), x.shape[-1]
+    n, rows, columns = places.count(x)
+    padded, channels, (kernel, stride, _) = _pad(x, places), x.shape[-1], places
     task, image, row, column, _ = padded.stride()
     view = padded.as_strided(
-        (len(x), n, rows, columns, kernel, kernel * channels), (task, image, row * stride, column * stride, row, 1)
+        (len(x), n, rows, columns, kernel, kernel * channels),
+        (task, image, row * stride, column * stride, row, 1),
+        padded.storage_offset(),
     )
     return view.reshape(len(x), n * rows * columns, kernel**2 * channels)
 
 
-def _fold(patches: Tensor, shape: torch.Size, kernel: int, stride: int) -> Tensor:
-    """The transpose of `_patches`: sums [T, n * h * w, k * k * C] into images of `shape` [T, n, H, W, C]."""
-    tasks, n, height, width, channels = shape
-    rows, columns = -(-height // stride), -(-width // stride)
-    (top, _), (left, _) = same_padding(height, kernel, stride), same_padding(width, kernel, stride)
+def _fold(patches: Tensor, shape: torch.Size, result: torch.Size, places: Places) -> Tensor:
+    """The transpose of `_patches`: sums [T, n * h * w, k * k * C] into images of `shape` [T, n, H, W, C]; `result` is (h, w)."""
+    (tasks, n, height, width, channels), (rows, columns), (kernel, stride, _) = shape, result, places
+    (top, _), (left, _) = places.padding(height, width)
     patches = patches.view(tasks, n, rows, columns, kernel, kernel, channels)
     tall, wide = (rows - 1) * stride + kernel, (columns - 1) * stride + kernel
-    out = patches.new_zeros(tasks, n, max(tall, top + height), max(wide, left + width), channels)
+    out = patches.new_empty(tasks, n, max(tall, top + height), max(wide, left + width), channels)
+    out[:, :, rows * stride :].zero_()  # the first `stride` offsets reach every pixel before these once, and are copied
+    out[:, :, : rows * stride, columns * stride :].zero_()
     for i in range(kernel):
         for j in range(kernel):
-            out[:, :, i : i + tall - kernel + 1 : stride, j : j + wide - kernel + 1 : stride] += patches[..., i, j, :]
+            some = out[:, :, i : i + tall - kernel + 1 : stride, j : j + wide - kernel + 1 : stride]
+            if i < stride and j < stride:
+                some.copy_(patches[..., i, j, :])
+            else:
+                some.add_(patches[..., i, j, :])
     return out[:, :, top : top + height, left : left + width]
 
 
-def _native(x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    x, padding = _native_padding(x, weight.shape[-1], stride)
-    return F.conv2d(x.permute(0, 3, 1, 2), weight, stride=stride, padding=padding).permute(0, 2, 3, 1).contiguous()
+def _native(x: Tensor, weight: Tensor, places: Places) -> Tensor:
+    x, padding = _native_padding(x, places)
+    return F.conv2d(x.permute(0, 3, 1, 2), weight, stride=places.stride, padding=padding).permute(0, 2, 3, 1).contiguous()
 
 
-def _native_input_grad(grad: Tensor, weight: Tensor, stride: int, height: int, width: int) -> Tensor:
-    kernel = weight.shape[-1]
-    (top, bottom), (left, right) = same_padding(height, kernel, stride), same_padding(width, kernel, stride)
+def _native_input_grad(grad: Tensor, weight: Tensor, places: Places, height: int, width: int) -> Tensor:
+    (top, bottom), (left, right) = places.padding(height, width)
     if top == bottom and left == right:
-        padded = (len(grad), weight.shape[1], height, width)
-        padding = [top, left]
+        padded, padding = (len(grad), weight.shape[1], height, width), [top, left]
     else:
-        padded = (len(grad), weight.shape[1], height + top + bottom, width + left + right)
-        padding = [0, 0]
+        padded, padding = (len(grad), weight.shape[1], height + top + bottom, width + left + right), [0, 0]
     image = torch.empty(
         padded, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last
     )  # only its size is read
-    found = _backward(grad, image, weight, stride, padding, [True, False, False])[0].permute(0, 2, 3, 1)
+    found = _backward(grad, image, weight, places, padding, [True, False, False])[0].permute(0, 2, 3, 1)
     if padding == [0, 0]:
         found = found[:, top : top + height, left : left + width]
     return found.contiguous()
 
 
-def _native_weight_grad(x: Tensor, grad: Tensor, stride: int, kernel: int) -> Tensor:
-    x, padding = _native_padding(x, kernel, stride)
+def _native_weight_grad(x: Tensor, grad: Tensor, places: Places) -> Tensor:
+    (x, padding), kernel = _native_padding(x, places), places.kernel
     weight = torch.empty(
         (grad.shape[-1], x.shape[-1], kernel, kernel), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
     )
-    found = _backward(grad, x.permute(0, 3, 1, 2), weight, stride, padding, [False, True, False])[1]
+    found = _backward(grad, x.permute(0, 3, 1, 2), weight, places, padding, [False, True, False])[1]
     return found.contiguous(memory_format=torch.channels_last)
 
 
-def _native_padding(x: Tensor, kernel: int, stride: int) -> tuple[Tensor, list[int]]:
+def _native_padding(x: Tensor, places: Places) -> tuple[Tensor, list[int]]:
     """`x` and what the library shall pad: all of it where it is the same on both sides, else nothing and `x` padded here."""
-    (top, bottom), (left, right) = (same_padding(size, kernel, stride) for size in x.shape[1:3])
+    (top, bottom), (left, right) = places.padding(*x.shape[1:3])
     if top == bottom and left == right:
         return x, [top, left]
-    return _pad(x, kernel, stride), [0, 0]
+    return _pad(x, places), [0, 0]
 
 
-def _backward(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: list[int], mask: list[bool]) -> Any:
+def _backward(grad: Tensor, x: Tensor, weight: Tensor, places: Places, padding: list[int], mask: list[bool]) -> Any:
     return torch.ops.aten.convolution_backward(
-        grad.permute(0, 3, 1, 2), x, weight, None, [stride] * 2, padding, [1, 1], False, [0, 0], 1, mask
+        grad.permute(0, 3, 1, 2), x, weight, None, [places.stride] * 2, padding, [1, 1], False, [0, 0], 1, mask
     )

@@ -6,7 +6,7 @@ its two derivatives are three operators, `conv`, `conv_input_grad` and `conv_wei
 the derivative of each is made of the other two, and no other ever appears. Each has a rule for `vmap`: weights that all tasks
 share (the first inner step) make one convolution of all images, weights per task a batch that runs in the faster of two ways.
 
-Images are channels-last, [n, H, W, C], a batch of tasks [T, n, H, W, C]; padding is TensorFlow's SAME. Weights have PyTorch's
+Images are channels-last, [n, H, W, C], a batch of tasks [T, n, H, W, C]; padding is TensorFlow's SAME, or none. Weights have PyTorch's
 shape, [O, C, k, k] or [T, O, C, k, k], best kept in channels-last memory order, which both ways read without copying.
 """
 
@@ -26,17 +26,18 @@ conv_weight_grad_op = custom_op("mamllit::conv_weight_grad", conv_kernels.conv_w
 
 
 @register_fake("mamllit::conv")
-def _(x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    return x.new_empty(*x.shape[:-3], -(-x.shape[-3] // stride), -(-x.shape[-2] // stride), weight.shape[-4])
+def _(x: Tensor, weight: Tensor, stride: int, same: bool) -> Tensor:
+    size = (conv_kernels.output_size(side, weight.shape[-1], stride, same) for side in x.shape[-3:-1])
+    return x.new_empty(*x.shape[:-3], *size, weight.shape[-4])
 
 
 @register_fake("mamllit::conv_input_grad")
-def _(grad: Tensor, weight: Tensor, stride: int, height: int, width: int) -> Tensor:
+def _(grad: Tensor, weight: Tensor, stride: int, same: bool, height: int, width: int) -> Tensor:
     return grad.new_empty(*grad.shape[:-3], height, width, weight.shape[-3])
 
 
 @register_fake("mamllit::conv_weight_grad")
-def _(x: Tensor, grad: Tensor, stride: int, kernel: int) -> Tensor:
+def _(x: Tensor, grad: Tensor, stride: int, same: bool, kernel: int) -> Tensor:
     return x.new_empty(*x.shape[:-4], grad.shape[-1], kernel, kernel, x.shape[-1]).movedim(-1, -3)
 
 
@@ -50,17 +51,18 @@ class _Bilinear(torch.autograd.Function):
 
 
 class Conv(_Bilinear):
-    """`conv` under autograd and `vmap`: apply(x, weight, stride)."""
+    """`conv` under autograd and `vmap`: apply(x, weight, stride, same)."""
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, stride: int) -> Tensor:
-        return conv_op(x, weight, stride)
+    def forward(x: Tensor, weight: Tensor, stride: int, same: bool) -> Tensor:
+        return conv_op(x, weight, stride, same)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        (x, weight), (stride,) = ctx.saved_tensors, ctx.rest
-        to_x = ConvInputGrad.apply(grad, weight, stride, *x.shape[-3:-1]) if ctx.needs_input_grad[0] else None
-        return to_x, ConvWeightGrad.apply(x, grad, stride, weight.shape[-1]) if ctx.needs_input_grad[1] else None, None
+        (x, weight), (stride, same) = ctx.saved_tensors, ctx.rest
+        to_x = ConvInputGrad.apply(grad, weight, stride, same, *x.shape[-3:-1]) if ctx.needs_input_grad[0] else None
+        to_weight = ConvWeightGrad.apply(x, grad, stride, same, weight.shape[-1]) if ctx.needs_input_grad[1] else None
+        return to_x, to_weight, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
@@ -68,18 +70,18 @@ class Conv(_Bilinear):
 
 
 class ConvInputGrad(_Bilinear):
-    """`conv_input_grad` under autograd and `vmap`: apply(grad, weight, stride, height, width)."""
+    """`conv_input_grad` under autograd and `vmap`: apply(grad, weight, stride, same, height, width)."""
 
     @staticmethod
-    def forward(grad: Tensor, weight: Tensor, stride: int, height: int, width: int) -> Tensor:
-        return conv_input_grad_op(grad, weight, stride, height, width)
+    def forward(grad: Tensor, weight: Tensor, stride: int, same: bool, height: int, width: int) -> Tensor:
+        return conv_input_grad_op(grad, weight, stride, same, height, width)
 
     @staticmethod
     def backward(ctx: Any, outer: Tensor) -> Any:
-        (grad, weight), (stride, _, _) = ctx.saved_tensors, ctx.rest
-        to_grad = Conv.apply(outer, weight, stride) if ctx.needs_input_grad[0] else None
-        to_weight = ConvWeightGrad.apply(outer, grad, stride, weight.shape[-1]) if ctx.needs_input_grad[1] else None
-        return to_grad, to_weight, None, None, None
+        (grad, weight), (stride, same, _, _) = ctx.saved_tensors, ctx.rest
+        to_grad = Conv.apply(outer, weight, stride, same) if ctx.needs_input_grad[0] else None
+        to_weight = ConvWeightGrad.apply(outer, grad, stride, same, weight.shape[-1]) if ctx.needs_input_grad[1] else None
+        return to_grad, to_weight, None, None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
@@ -87,17 +89,17 @@ class ConvInputGrad(_Bilinear):
 
 
 class ConvWeightGrad(_Bilinear):
-    """`conv_weight_grad` under autograd and `vmap`: apply(x, grad, stride, kernel)."""
+    """`conv_weight_grad` under autograd and `vmap`: apply(x, grad, stride, same, kernel)."""
 
     @staticmethod
-    def forward(x: Tensor, grad: Tensor, stride: int, kernel: int) -> Tensor:
-        return conv_weight_grad_op(x, grad, stride, kernel)
+    def forward(x: Tensor, grad: Tensor, stride: int, same: bool, kernel: int) -> Tensor:
+        return conv_weight_grad_op(x, grad, stride, same, kernel)
 
     @staticmethod
     def backward(ctx: Any, outer: Tensor) -> Any:
-        (x, grad), (stride, _) = ctx.saved_tensors, ctx.rest
-        to_x = ConvInputGrad.apply(grad, outer, stride, *x.shape[-3:-1]) if ctx.needs_input_grad[0] else None
-        return to_x, Conv.apply(x, outer, stride) if ctx.needs_input_grad[1] else None, None, None
+        (x, grad), (stride, same, _) = ctx.saved_tensors, ctx.rest
+        to_x = ConvInputGrad.apply(grad, outer, stride, same, *x.shape[-3:-1]) if ctx.needs_input_grad[0] else None
+        return to_x, Conv.apply(x, outer, stride, same) if ctx.needs_input_grad[1] else None, None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
@@ -121,9 +123,10 @@ def _over_tasks(operator: Any, shared: bool, info: Any, in_dims: Any, *args: Any
     return out.unflatten(0, (size, -1)), 0
 
 
-def conv(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+def conv(x: Tensor, weight: Tensor, stride: int, same: bool = True) -> Tensor:
     """Convolution of `x` [n, H, W, C] with `weight` [O, C, k, k], differentiable to any order, fast under `vmap`.
 
-    Returns [n, ceil(H / stride), ceil(W / stride), O].
+    `same`: pad as TensorFlow's SAME does; else not at all (VALID), for images that have their border.
+    Returns [n, ceil(H / stride), ceil(W / stride), O], or [n, (H - k) // stride + 1, ...].
     """
-    return Conv.apply(x, weight, stride)
+    return Conv.apply(x, weight, stride, same)

@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from mamllit.backbones.normalise import normalise
 
 _rows: int | None = None  # a plain global: torch.compile guards on it, which it does not do for a ContextVar
 
@@ -47,7 +50,9 @@ class BatchStatNorm(nn.Module):
         scale: also learn a factor gamma per channel (the norm of most other papers).
 
     Shape: [n, ..., channels] -> the same; with `of` [n, ..., channels], that tensor is normalised by the statistics of the
-    first (where a pooled map stands for the whole one). Raises `ValueError` where `statistics_from` asks for more
+    first (where a pooled map stands for the whole one). `relu`: rectify the result, in the same pass;
+    `border`: of images, put rows of zeros before and after in both dimensions; `offset` [channels]: a constant that `x` lacks, a
+    convolution's bias, which the norm takes away: it only enters autograd's graph, with a gradient of zero. Raises `ValueError` where `statistics_from` asks for more
     examples than n.
     """
 
@@ -57,20 +62,42 @@ class BatchStatNorm(nn.Module):
         self.beta = nn.Parameter(torch.zeros(channels))
         self.gamma = nn.Parameter(torch.ones(channels)) if scale else None
 
-    def forward(self, x: Tensor, of: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        of: Tensor | None = None,
+        relu: bool = False,
+        border: tuple[int, int] = (0, 0),
+        offset: Tensor | None = None,
+    ) -> Tensor:
         rows = x.shape[0] if _rows is None else _rows
         if rows > x.shape[0]:
             raise ValueError(
                 f"statistics_from({rows}) asks for the statistics of {rows} examples, but the batch has {x.shape[0]}; "
                 "put the examples that count in front"
             )
-        others = tuple(range(x.dim() - 1))
         counted = x if rows == x.shape[0] else x[:rows]
-        mean = counted.mean(others, keepdim=True)
-        centred = counted - mean
-        variance = centred.square().mean(others, keepdim=True)  # faster than torch.var_mean on a CPU
-        whole = centred if of is None and counted is x else (x if of is None else of) - mean
-        normed = whole * torch.rsqrt(variance + self.eps)
+        whole = x if of is None else of
+        alone = of is None and counted is x
+        shift = self.beta if self.gamma is None else torch.zeros_like(self.beta)
+        if offset is not None:
+            shift = shift + 0 * offset
+        fused = self.gamma is None
+        z = normalise(
+            _as_images(counted),
+            None if alone else _as_images(whole),
+            shift,
+            self.eps,
+            relu and fused,
+            border if fused else (0, 0),
+        )
         if self.gamma is not None:
-            normed = normed * self.gamma
-        return normed + self.beta
+            z = torch.addcmul(self.beta, z, self.gamma)
+            before, after = border
+            z = F.pad(torch.relu(z) if relu else z, (0, 0, before, after, before, after))
+        return z if whole.dim() == 4 else z.view(whole.shape)
+
+
+def _as_images(x: Tensor) -> Tensor:
+    """[n, ..., C] -> [n, h, w, C]."""
+    return x if x.dim() == 4 else x.reshape(len(x), -1, 1, x.shape[-1])

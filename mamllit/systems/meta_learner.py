@@ -123,7 +123,7 @@ class MetaLearner(L.LightningModule):
         if self.device.type == "cpu":
             keep_memory()
         compiled = should_compile(self.compile_setting, int(self.trainer.max_steps), self.device)
-        self.meta_gradient = MetaGradient(self.method, self.execution, compiled and self.compile_setting, self.memory)
+        self.meta_gradient = MetaGradient(self.method, self.execution, compiled, self.memory)
         self._trained = [value for value in self.method.parameters() if value.requires_grad]
         # else the loggers get the last value again at every step
         self.trainer.log_every_n_steps = self.log_every  # type: ignore[attr-defined]

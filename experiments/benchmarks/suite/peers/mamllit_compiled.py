@@ -1,4 +1,4 @@
-"""mamllit as `compile: auto` runs it: compiled where that pays."""
+"""mamllit as `compile: auto` runs it in a training of some length."""
 
 import torch
 
@@ -7,4 +7,4 @@ from suite.problems import Problem
 
 
 def build(row: Problem, dtype: torch.dtype, device: str) -> Mamllit:
-    return Mamllit(row, dtype, device, compiled="auto")
+    return Mamllit(row, dtype, device, compiled=True)

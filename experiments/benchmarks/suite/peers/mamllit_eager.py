@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mamllit.allocator import keep_memory
-from mamllit.engine import Compile, MetaGradient
+from mamllit.engine import MetaGradient
 from mamllit.episode import Episode
 from suite.problems import Problem, method, network
 
@@ -12,7 +12,7 @@ from suite.problems import Problem, method, network
 class Mamllit:
     """A bare loop around mamllit's step; the Trainer's share is measured by the whole runs."""
 
-    def __init__(self, row: Problem, dtype: torch.dtype, device: str, compiled: Compile) -> None:
+    def __init__(self, row: Problem, dtype: torch.dtype, device: str, compiled: bool) -> None:
         if device == "cpu":
             keep_memory()  # as `mamllit fit` does
         self.net = network(row).to(device, dtype)

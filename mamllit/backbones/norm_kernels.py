@@ -1,0 +1,107 @@
+"""The arithmetic of `mamllit.backbones.normalise`: a norm with shift and ReLU, its first and its second derivative.
+
+x [n, H, W, C] gives the statistics, p [m, h, w, C] is what is normalised by them (None: x itself; else a pooled map, or a
+batch of which x is a part). A batch of tasks has one dimension more in front. With N = n H W, xhat = (x - mean) r,
+phat = (p - mean) r and r = (variance + eps)^-1/2: z = relu(phat + shift). What there is one of per channel is [(T,) 1, 1, 1, C].
+S. Ioffe, C. Szegedy: Batch Normalization, ICML 2015, section 3.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CACHED_BYTES = 2**21  # of one operand, for the tasks that are worked on at once on a CPU
+
+
+def forward(x: Tensor, p: Tensor | None, shift: Tensor, eps: float, relu: bool, *out: Tensor) -> list[Tensor]:
+    """z like p (or x), and the statistics mean and r; `shift` may be [C]. Here and below, `out` is where large results go."""
+    centred, mean, r = _statistics(x, eps)
+    to = {"out": out[0]} if out else {}
+    z = torch.addcmul(shift, centred, r, **to) if p is None else torch.addcmul(shift - mean * r, p, r, **to)
+    if relu:
+        z = z.relu_() if out else torch.relu(z)
+    return [z, mean, r]
+
+
+def first(
+    g: Tensor, x: Tensor, p: Tensor | None, z: Tensor, mean: Tensor, r: Tensor, eps: float, relu: bool, *out: Tensor
+) -> list[Tensor]:
+    """For g like z, the gradients: to x, where there is one to p, sum of g (to the shift), and sum of g phat / N."""
+    g = _masked(g, z) if relu else g
+    total, n = _sum(g), _rows(x)
+    hat = torch.addcmul(-mean * r, x if p is None else p, r)
+    b = _sum(g * hat) / n
+    to = [{"out": one} for one in out] if out else [{}, {}]
+    if p is None:
+        return [torch.addcmul(-total / n * r, torch.addcmul(g, hat, -b), r, **to[0]), total, b]
+    to_x = torch.addcmul(r * (r * mean * b - total / n), x, -r.square() * b, **to[0])
+    return [to_x, torch.mul(g, r, **to[1]), total, b]
+
+
+def second(
+    u: Tensor, up: Tensor | None, v: Tensor,
+    g: Tensor, x: Tensor, p: Tensor | None, z: Tensor, mean: Tensor, r: Tensor, total: Tensor, b: Tensor,
+    eps: float, relu: bool, *out: Tensor,
+) -> list[Tensor]:  # fmt: skip
+    """The gradients of <u, to x> + <up, to p> + <v, sum of g> with respect to g, x and, where there is one, p.
+
+    Where autograd records, mean, r, total and b are made again, so that it can differentiate a third time.
+    """
+    g, n, again = _masked(g, z) if relu else g, _rows(x), torch.is_grad_enabled()
+    if again:
+        _, mean, r = _statistics(x, eps)
+    xhat = torch.addcmul(-mean * r, x, r)
+    phat = xhat if p is None else torch.addcmul(-mean * r, p, r)
+    if again:
+        total, b = _sum(g), _sum(g * phat) / n
+    a, weight, r2 = total / n, u if up is None else up, r.square()
+    u1, u2 = _sum(u) / n, _sum(u * xhat) / n
+    slope = _sum(weight * g) / n - u1 * a - u2 * b
+    to = [{"out": one} for one in out] if out else [{}, {}, {}]
+    to_g = torch.addcmul(torch.addcmul(v - r * u1, weight, r), phat, -r * u2, **to[0])
+    if relu:
+        to_g = torch.ops.aten.threshold_backward.grad_input(to_g, z, 0, grad_input=to_g) if out else _masked(to_g, z)
+    to_x = torch.addcmul(r2 * (u1 * b + a * u2), u, -r2 * b)
+    if p is None:
+        to_x = torch.addcmul(to_x, g, -r2 * u2)
+    to_x = torch.addcmul(to_x, xhat, r2 * (2 * u2 * b - slope), **to[1])
+    return [to_g, to_x] if p is None else [to_g, to_x, torch.mul(g, -r2 * u2, **to[2])]
+
+
+def in_blocks(function: Callable[..., list[Tensor]], large: Sequence[Tensor], *arguments: Any) -> list[Tensor]:
+    """`function`, for so many tasks at a time as stay in the cache of a CPU.
+
+    Its first results are written into the tensors in `large`; the others, which are small, are returned.
+    """
+    tasks, one = len(large[0]), large[0][0]
+    size = max(CACHED_BYTES // (one.numel() * one.element_size()), 1) if large[0].dim() == 5 else tasks
+    if size >= tasks:
+        return function(*arguments, *large)[len(large) :]
+    small: list[list[Tensor]] = []
+    for start in range(0, tasks, size):
+        some = slice(start, start + size)
+        part = [value[some] if isinstance(value, Tensor) and value.dim() == 5 else value for value in arguments]
+        small.append(function(*part, *(tensor[some] for tensor in large))[len(large) :])
+    return [torch.cat(parts) for parts in zip(*small, strict=True)]
+
+
+def _rows(x: Tensor) -> int:
+    return x.shape[-4] * x.shape[-3] * x.shape[-2]
+
+
+def _sum(x: Tensor) -> Tensor:
+    """Over all but channels and tasks, as one dimension: a sum over several is slow."""
+    return x.flatten(-4, -2).sum(-2)[..., None, None, None, :]
+
+
+def _statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    n = _rows(x)
+    mean = _sum(x) / n
+    centred = x - mean
+    return centred, mean, torch.rsqrt(_sum(centred.square()) / n + eps)  # faster than torch.var_mean on a CPU
+
+
+def _masked(g: Tensor, z: Tensor) -> Tensor:
+    return torch.ops.aten.threshold_backward(g, z, 0)
