@@ -71,7 +71,8 @@ class Whole:
 class Staged:
     """Loss and gradient of an `InnerLoopMethod`, step by step.
 
-    `backend`: how the functions are compiled, None for not at all. `memory`: "keep" every step's activations for the way back; "recompute" them there, one step at a time.
+    `backend`: how the functions are compiled, None for not at all.
+    `memory`: "keep" every step's activations for the way back; "recompute" them there, one step at a time.
     """
 
     def __init__(self, method: InnerLoopMethod, names: list[str], backend: Backend | None, memory: Memory) -> None:

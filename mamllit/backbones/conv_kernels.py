@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Measured on two cores of a Zen 3: where a task's patches are larger than this, the library's convolution, task by task, beats the
-# product. The limit is higher for stride 2, whose patches repeat a pixel half as often, and for the gradient of a weight, at which
-# the library is slow (half the rate of its others); images of few channels make thin products, for which it is lower.
+# Measured on two cores of a Zen 3: where a task's patches are larger than this, the library's convolution, task by task, beats
+# the product. The limit is higher for stride 2, whose patches repeat a pixel less often, and for the gradient of a weight, at
+# which the library is slow (half the rate of its others); images of few channels make thin products, for which it is lower.
 PATCH_BYTES, WEIGHT_PATCH_BYTES, THIN_CHANNELS, THIN_ROWS = 2**20, 2**22, 4, 4000
 BLOCK_BYTES = 2**22  # of the patches that are made at once
 
@@ -29,7 +29,7 @@ def output_size(size: int, kernel: int, stride: int, same: bool) -> int:
 
 
 class Places(NamedTuple):
-    """Where a kernel of side `kernel` is put on images [..., n, H, W, C]: every `stride` pixels, padded as SAME or not at all."""
+    """Where a kernel of side `kernel` is put on images [..., n, H, W, C]: every `stride` pixels, padded as SAME or not."""
 
     kernel: int
     stride: int
@@ -150,7 +150,7 @@ def _patches(x: Tensor, places: Places) -> Tensor:
 
 
 def _fold(patches: Tensor, shape: torch.Size, result: torch.Size, places: Places) -> Tensor:
-    """The transpose of `_patches`: sums [T, n * h * w, k * k * C] into images of `shape` [T, n, H, W, C]; `result` is (h, w)."""
+    """The transpose of `_patches`: sums [T, n * h * w, k * k * C] into images of `shape` [T, n, H, W, C]; `result`: (h, w)."""
     (tasks, n, height, width, channels), (rows, columns), (kernel, stride, _) = shape, result, places
     (top, _), (left, _) = places.padding(height, width)
     patches = patches.view(tasks, n, rows, columns, kernel, kernel, channels)

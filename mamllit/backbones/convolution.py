@@ -6,8 +6,8 @@ its two derivatives are three operators, `conv`, `conv_input_grad` and `conv_wei
 the derivative of each is made of the other two, and no other ever appears. Each has a rule for `vmap`: weights that all tasks
 share (the first inner step) make one convolution of all images, weights per task a batch that runs in the faster of two ways.
 
-Images are channels-last, [n, H, W, C], a batch of tasks [T, n, H, W, C]; padding is TensorFlow's SAME, or none. Weights have PyTorch's
-shape, [O, C, k, k] or [T, O, C, k, k], best kept in channels-last memory order, which both ways read without copying.
+Images are channels-last, [n, H, W, C], a batch of tasks [T, n, H, W, C]; padding is TensorFlow's SAME, or none. Weights have
+PyTorch's shape, [O, C, k, k] or [T, O, C, k, k], best in channels-last memory order, which both ways read without copying.
 """
 
 from typing import Any

@@ -50,10 +50,10 @@ class BatchStatNorm(nn.Module):
         scale: also learn a factor gamma per channel (the norm of most other papers).
 
     Shape: [n, ..., channels] -> the same; with `of` [n, ..., channels], that tensor is normalised by the statistics of the
-    first (where a pooled map stands for the whole one). `relu`: rectify the result, in the same pass;
-    `border`: of images, put rows of zeros before and after in both dimensions; `offset` [channels]: a constant that `x` lacks, a
-    convolution's bias, which the norm takes away: it only enters autograd's graph, with a gradient of zero. Raises `ValueError` where `statistics_from` asks for more
-    examples than n.
+    first (where a pooled map stands for the whole one). `relu`: rectify the result in the same pass. `border`: put rows of
+    zeros before and after, in both dimensions of images. `offset` [channels]: a constant that `x` lacks (a convolution's bias),
+    which the norm takes away anyway; it only enters autograd's graph, with a gradient of zero. Raises `ValueError` where
+    `statistics_from` asks for more examples than n.
     """
 
     def __init__(self, channels: int, eps: float = 1e-3, scale: bool = False) -> None:

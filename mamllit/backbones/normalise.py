@@ -1,9 +1,9 @@
-"""Normalising by a batch's own statistics, a shift and ReLU as one operator, with its first and second derivative in closed form.
+"""Normalising by a batch's own statistics, a shift and ReLU as one operator; its first two derivatives in closed form.
 
 Left to autograd, the second derivative of a batch norm is some forty passes over memory, and on a CPU those, not the
-convolutions, are half of a meta-gradient's time. In closed form (`norm_kernels`) it is a handful, on a few tasks at a time, whose
-numbers then stay in the cache. A third derivative is made by autograd. On an accelerator the same formulas are plain operators,
-which the compiler fuses.
+convolutions, are half of a meta-gradient's time. In closed form (`norm_kernels`) it is a handful, on a few tasks at a time,
+whose numbers then stay in the cache. A third derivative is made by autograd. On an accelerator the same formulas are plain
+operators, which the compiler fuses.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from torch.library import custom_op
 
 from mamllit.backbones import norm_kernels as kernels
 
-# ---- the three operators: on an accelerator, and where autograd records, plain ones; else in blocks, where no tracer looks in --
+# ---- the operators: on an accelerator, and where autograd records, plain ones; else in blocks, where no tracer looks in ------
 
 
 def _forward(x: Tensor, p: Tensor | None, shift: Tensor, eps: float, relu: bool, before: int, after: int) -> list[Tensor]:
@@ -172,7 +172,7 @@ def normalise(
     """Normalise `p` [m, h, w, C] (None: `x` itself) by the statistics of `x` [n, H, W, C], add `beta` [C], and rectify.
 
     Differentiable with respect to all three, any number of times. `border`: rows of zeros to put before and after in both
-    dimensions of an image, for a convolution that then needs no padding. Returns [m, h + before + after, w + before + after, C].
+    dimensions of an image, for a convolution that then needs no padding. Returns [m, h + sum(border), w + sum(border), C].
     """
     return Normalise.apply(x, p, beta, eps, relu, *border)[0]
 
