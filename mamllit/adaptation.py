@@ -7,6 +7,7 @@ be differentiated (exact second order) and vectorised over tasks from outside.
 from collections.abc import Callable, Collection, Mapping
 from fnmatch import fnmatchcase
 
+import torch
 from torch import Tensor, nn
 from torch.func import grad
 
@@ -74,5 +75,8 @@ def gradient_step(
     new = dict(params)
     for name in adapted:
         alpha = step_size[name] if isinstance(step_size, Mapping) else step_size
-        new[name] = params[name] - alpha * gradient[name]
+        if isinstance(alpha, Tensor):
+            new[name] = params[name] - alpha * gradient[name]
+        else:  # in one pass
+            new[name] = torch.sub(params[name], gradient[name], alpha=alpha)
     return new

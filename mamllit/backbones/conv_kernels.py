@@ -70,7 +70,7 @@ def conv_input_grad(grad: Tensor, weight: Tensor, stride: int, same: bool, heigh
         return _native_input_grad(grad, weight, places, height, width)
     channels = weight.shape[2]
     out = grad.new_empty(*grad.shape[:2], height, width, channels)
-    for tasks in _blocks(out, places, PATCH_BYTES):
+    for tasks in _blocks(out, places, PATCH_BYTES * stride**2):
         if tasks is None:
             for task in range(len(grad)):
                 out[task] = _native_input_grad(grad[task], weight[task], places, height, width)

@@ -14,7 +14,7 @@ from mamllit.pretrained.files import FOLDER, LIMIT, SUFFIX, Checkpoint, DType, f
 PREFIX = "method."  # of the meta-parameters in a Lightning checkpoint of MetaLearner
 LEFT_OUT = {"root", "download", "cache_dir"}  # of the data: where the images lay concerns nobody else
 LISTS = {"train_classes", "val_classes", "test_classes"}  # may be paths of files too
-KEPT = ("method", "metric", "transductive", "seed", "commit", "versions", "machine")  # of result.json
+KEPT = ("method", "metric", "transductive", "seed", "commit", "versions", "machine", "fit")  # of result.json
 TABLE = "README.md"
 
 
