@@ -6,8 +6,9 @@ was when it is run again. Arguments after `--` go to every call of mamllit, e.g.
 """
 
 import argparse
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from reproduction.cells import Cell, find_cells
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str], experiments: Path = EXPERIMENTS) -> int:
     options = Options(asked.out, asked.steps, asked.data, asked.runs, asked.more)
     problems: list[str] = []
     ready: dict[tuple[str, str | None], str | None] = {}
-    report = Report(asked.table, cells, asked.out, problems)
+    report = Report(asked.table, cells, options, problems)
     for cell in cells:
         source = (str(cell.document["data"]), options.roots.get(cell.table))
         if source not in ready:
@@ -91,13 +92,14 @@ def from_training(cell: Cell, seed: int, options: Options, report: "Report") -> 
 class Report:
     """Writes the table of all that is finished: STEM.md, STEM.csv and STEM.png."""
 
-    def __init__(self, table: str, cells: Sequence[Cell], out: Path, problems: list[str]) -> None:
-        self.cells, self.out, self.problems = cells, out, problems
-        self.title, self.stem = f"Reproduction: {table}", out / table
+    def __init__(self, table: str, cells: Sequence[Cell], options: Options, problems: list[str]) -> None:
+        self.cells, self.out, self.problems, self.roots = cells, options.out, problems, options.roots
+        self.title, self.stem = f"Reproduction: {table}", options.out / table
 
     def write(self) -> str:
         rows = collect(self.cells, self.out)
-        text = markdown(rows, self.title, self.problems, sorted({to_finish(row) for row in rows} - {""}))
+        commands = {to_finish(row, self.roots) for row in rows} - {""}
+        text = markdown(rows, self.title, self.problems, sorted(commands))
         self.out.mkdir(parents=True, exist_ok=True)
         self.stem.with_suffix(".md").write_text(text)
         write_csv(rows, self.stem.with_suffix(".csv"))
@@ -106,11 +108,13 @@ class Report:
         return text
 
 
-def to_finish(row: Row) -> str:
+def to_finish(row: Row, roots: Mapping[str, str]) -> str:
     """The command that trains a row's cell to the paper's length; "" where that is done, or said at its last checkpoint."""
     if row.steps_done >= row.steps_asked or row.checkpoint == "best":
         return ""
-    return f"python experiments/reproduce.py all --cells {row.cell} --seeds {row.seed} --train"
+    data = "".join(f" {shlex.quote(f'{table}={root}')}" for table, root in roots.items())
+    command = f"python experiments/reproduce.py all --cells {row.cell} --seeds {row.seed} --train"
+    return command + (f" --data{data}" if data else "")
 
 
 if __name__ == "__main__":

@@ -208,4 +208,7 @@ def test_an_unknown_table_is_refused(capsys: pytest.CaptureFixture[str]) -> None
 def test_a_cell_that_is_not_at_its_full_length_has_a_command(checkpoint: str, done: int, finished: bool) -> None:
     row: Any = SimpleNamespace(cell="maml/sine_10shot", seed=2, checkpoint=checkpoint, steps_done=done, steps_asked=600)
     command = "python experiments/reproduce.py all --cells maml/sine_10shot --seeds 2 --train"
-    assert reproduce.to_finish(row) == ("" if finished else command)
+    assert reproduce.to_finish(row, {}) == ("" if finished else command)
+    if not finished:
+        roots = {"omniglot": "data/omniglot", "mini_imagenet": "my data"}
+        assert reproduce.to_finish(row, roots) == command + " --data omniglot=data/omniglot 'mini_imagenet=my data'"

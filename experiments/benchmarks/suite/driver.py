@@ -16,7 +16,7 @@ from suite.problems import Problem
 
 ROOT = Path(__file__).parents[1]
 CHECKED_TASKS = 2  # the gradient is a mean over tasks that know nothing of each other: two show as much as thirty-two
-TOLERANCE = {"float64": 1e-6, "float32": 1e-3}
+TOLERANCE = {"float64": 1e-6, "float32": 1e-4}
 
 
 class Mismatch(Exception):
@@ -100,16 +100,18 @@ def relative_error(gradient: dict[str, Tensor], reference: dict[str, Tensor]) ->
     return float((a - b).norm() / b.norm())
 
 
-def check(name: str, row: Problem, dtype: str, gradient: dict[str, Tensor], reference: dict[str, Tensor]) -> float:
-    """The relative error of a competitor's meta-gradient.
+def check(
+    name: str, row: Problem, dtype: str, gradient: dict[str, Tensor], reference: dict[str, Tensor], tolerance: float
+) -> float:
+    """The relative error of a competitor's meta-gradient, computed in `dtype`.
 
     Raises:
-        Mismatch: where it is above TOLERANCE, or not a number.
+        Mismatch: where it is above `tolerance`, or not a number.
     """
     error = relative_error(gradient, reference)
-    if not error <= TOLERANCE[dtype]:
+    if not error <= tolerance:
         raise Mismatch(
             f"{name} on {row.name!r}: the meta-gradient differs from mamllit's by {error:.1e} ({dtype}, relative), more than "
-            f"{TOLERANCE[dtype]:.0e}; nothing is timed. Make the peer compute the same thing first."
+            f"{tolerance:.0e}; nothing is timed. Make the peer compute the same thing first."
         )
     return error
