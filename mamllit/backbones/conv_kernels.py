@@ -35,7 +35,7 @@ class Places(NamedTuple):
     stride: int
     same: bool
 
-    def count(self, x: Tensor) -> tuple[int, int, int]:
+    def of(self, x: Tensor) -> tuple[int, int, int]:
         """Images, rows and columns of the result."""
         rows, columns = (output_size(side, *self) for side in x.shape[-3:-1])
         return x.shape[-4], rows, columns
@@ -52,7 +52,7 @@ def conv(x: Tensor, weight: Tensor, stride: int, same: bool) -> Tensor:
     places = Places(weight.shape[-1], stride, same)
     if x.dim() == 4:
         return _native(x, weight, places)
-    _, rows, columns = places.count(x)
+    _, rows, columns = places.of(x)
     out = x.new_empty(*x.shape[:2], rows, columns, weight.shape[1])
     for tasks in _blocks(x, places, PATCH_BYTES * stride**2):
         if tasks is None:
@@ -108,7 +108,7 @@ def _blocks(x: Tensor, places: Places, limit: int) -> list[slice | None]:
     tasks = len(x)
     if x.device.type != "cpu":
         return [slice(0, tasks)]
-    n, rows, columns = places.count(x)
+    n, rows, columns = places.of(x)
     count, channels = n * rows * columns, x.shape[-1]
     one = count * channels * places.kernel**2 * x.element_size()
     if one > limit or (channels <= THIN_CHANNELS and count > THIN_ROWS):
@@ -138,7 +138,7 @@ def _pad(x: Tensor, places: Places) -> Tensor:
 
 def _patches(x: Tensor, places: Places) -> Tensor:
     """[T, n, H, W, C] -> [T, n * h * w, k * k * C]: each row the pixels under the kernel at one place."""
-    n, rows, columns = places.count(x)
+    n, rows, columns = places.of(x)
     padded, channels, (kernel, stride, _) = _pad(x, places), x.shape[-1], places
     task, image, row, column, _ = padded.stride()
     view = padded.as_strided(

@@ -18,8 +18,8 @@ CACHED_BYTES = 2**21  # of one operand, for the tasks that are worked on at once
 def forward(x: Tensor, p: Tensor | None, shift: Tensor, eps: float, relu: bool, *out: Tensor) -> list[Tensor]:
     """z like p (or x), and the statistics mean and r; `shift` may be [C]. Here and below, `out` is where large results go."""
     centred, mean, r = _statistics(x, eps)
-    to = {"out": out[0]} if out else {}
-    z = torch.addcmul(shift, centred, r, **to) if p is None else torch.addcmul(shift - mean * r, p, r, **to)
+    to = out[0] if out else None
+    z = torch.addcmul(shift, centred, r, out=to) if p is None else torch.addcmul(shift - mean * r, p, r, out=to)
     if relu:
         z = z.relu_() if out else torch.relu(z)
     return [z, mean, r]
@@ -33,11 +33,11 @@ def first(
     total, n = _sum(g), _rows(x)
     hat = torch.addcmul(-mean * r, x if p is None else p, r)
     b = _sum(g * hat) / n
-    to = [{"out": one} for one in out] if out else [{}, {}]
+    to = out or (None, None)
     if p is None:
-        return [torch.addcmul(-total / n * r, torch.addcmul(g, hat, -b), r, **to[0]), total, b]
-    to_x = torch.addcmul(r * (r * mean * b - total / n), x, -r.square() * b, **to[0])
-    return [to_x, torch.mul(g, r, **to[1]), total, b]
+        return [torch.addcmul(-total / n * r, torch.addcmul(g, hat, -b), r, out=to[0]), total, b]
+    to_x = torch.addcmul(r * (r * mean * b - total / n), x, -r.square() * b, out=to[0])
+    return [to_x, torch.mul(g, r, out=to[1]), total, b]
 
 
 def second(
@@ -59,15 +59,15 @@ def second(
     a, weight, r2 = total / n, u if up is None else up, r.square()
     u1, u2 = _sum(u) / n, _sum(u * xhat) / n
     slope = _sum(weight * g) / n - u1 * a - u2 * b
-    to = [{"out": one} for one in out] if out else [{}, {}, {}]
-    to_g = torch.addcmul(torch.addcmul(v - r * u1, weight, r), phat, -r * u2, **to[0])
+    to = out or (None, None, None)
+    to_g = torch.addcmul(torch.addcmul(v - r * u1, weight, r), phat, -r * u2, out=to[0])
     if relu:
         to_g = torch.ops.aten.threshold_backward.grad_input(to_g, z, 0, grad_input=to_g) if out else _masked(to_g, z)
     to_x = torch.addcmul(r2 * (u1 * b + a * u2), u, -r2 * b)
     if p is None:
         to_x = torch.addcmul(to_x, g, -r2 * u2)
-    to_x = torch.addcmul(to_x, xhat, r2 * (2 * u2 * b - slope), **to[1])
-    return [to_g, to_x] if p is None else [to_g, to_x, torch.mul(g, -r2 * u2, **to[2])]
+    to_x = torch.addcmul(to_x, xhat, r2 * (2 * u2 * b - slope), out=to[1])
+    return [to_g, to_x] if p is None else [to_g, to_x, torch.mul(g, -r2 * u2, out=to[2])]
 
 
 def in_blocks(function: Callable[..., list[Tensor]], large: Sequence[Tensor], *arguments: Any) -> list[Tensor]:
