@@ -18,14 +18,15 @@ SHAPES = [(1, 13, 2), (3, 12, 1), (6, 7, 2), (6, 4, 2), (5, 9, 1)]  # channels, 
 @pytest.fixture(params=["patches", "library"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Both ways to convolve a batch of tasks, whatever the shape."""
-    monkeypatch.setattr(conv_kernels, "PATCH_BYTES", 10**9 if request.param == "patches" else -1)
+    for name in ("PATCH_BYTES", "WEIGHT_PATCH_BYTES"):
+        monkeypatch.setattr(conv_kernels, name, 10**9 if request.param == "patches" else -1)
     monkeypatch.setattr(conv_kernels, "THIN_ROWS", 10**9)
     monkeypatch.setattr(conv_kernels, "BLOCK_BYTES", 2**12)  # several blocks of tasks
     return request.param
 
 
-def reference(x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    top, bottom = same_padding(x.shape[1], weight.shape[-1], stride)
+def reference(x: Tensor, weight: Tensor, stride: int, same: bool = True) -> Tensor:
+    top, bottom = same_padding(x.shape[1], weight.shape[-1], stride) if same else (0, 0)
     padded = F.pad(x, (0, 0, top, bottom, top, bottom)).permute(0, 3, 1, 2)
     return F.conv2d(padded, weight, stride=stride).permute(0, 2, 3, 1)
 
@@ -37,16 +38,17 @@ def tensors(channels: int, side: int, tasks: int = 3) -> tuple[Tensor, Tensor, T
     return x, weight, direction
 
 
-@pytest.mark.parametrize(("channels", "side", "stride"), SHAPES)
-def test_values_and_first_derivatives(channels: int, side: int, stride: int, way: str) -> None:
+@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize(("channels", "side", "stride"), [*SHAPES, (2, 8, 2)])
+def test_values_and_first_derivatives(channels: int, side: int, stride: int, same: bool, way: str) -> None:
     x, weight, _ = tensors(channels, side)
 
     def loss(function, x: Tensor, weight: Tensor) -> Tensor:
-        return function(x, weight, stride).sin().sum()
+        return function(x, weight, stride, same).sin().sum()
 
     torch.testing.assert_close(
-        vmap(lambda x, w: conv(x, w, stride))(x, weight),
-        torch.stack([reference(a, w, stride) for a, w in zip(x, weight, strict=True)]),
+        vmap(lambda x, w: conv(x, w, stride, same))(x, weight),
+        torch.stack([reference(a, w, stride, same) for a, w in zip(x, weight, strict=True)]),
         rtol=1e-10, atol=1e-10,
     )  # fmt: skip
     ours = vmap(grad(lambda x, w: loss(conv, x, w), argnums=(0, 1)))(x, weight)
@@ -56,15 +58,16 @@ def test_values_and_first_derivatives(channels: int, side: int, stride: int, way
             torch.testing.assert_close(a[task], b, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("same", [True, False])
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize(("channels", "side", "stride"), SHAPES)
-def test_hessian_vector_products(channels: int, side: int, stride: int, shared: bool, way: str) -> None:
+def test_hessian_vector_products(channels: int, side: int, stride: int, shared: bool, same: bool, way: str) -> None:
     """The derivative of <gradient, direction> with respect to weights and images; `shared`: one weight for all tasks."""
     x, weight, direction = tensors(channels, side)
 
     def slope(function, x: Tensor, weight: Tensor, direction: Tensor) -> Tensor:
         def loss(weight: Tensor) -> Tensor:
-            return function(function(x, weight, stride).sin(), inner, 1).square().mean()
+            return function(function(x, weight, stride, same).sin(), inner, 1).square().mean()
 
         return (grad(loss)(weight) * direction).sum()
 
