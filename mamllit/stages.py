@@ -131,12 +131,19 @@ class Staged:
             leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
             start: Params = functional_call(self.verbs, leaves, (type(self.method).start,))
             self.state_names, state = list(start), tuple(start.values())
+            weights = self.method.outer_weights()
+            losses = []
             for number in range(self.method.inner_steps):
                 step = self.step if number else self.first
                 inputs = (*leaves.values(), *state, *episodes.support)
                 state = _Recomputed.apply(step, *inputs) if self.memory == "recompute" else step(*inputs)
-            outer = self.outer if self.method.inner_steps else self.outer_shared
-            loss, *logs = outer(*leaves.values(), *state, *_flat(episodes))
+                if number + 1 == self.method.inner_steps or weights[number]:
+                    one, *logs = self.outer(*leaves.values(), *state, *_flat(episodes))
+                    losses.append(one * weights[number])
+            if not losses:
+                one, *logs = self.outer_shared(*leaves.values(), *state, *_flat(episodes))
+                losses.append(one)
+            loss = torch.stack(losses).sum() if losses[1:] else losses[0]
             gradient = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
         return MetaStep(
             loss.detach(),
@@ -165,7 +172,10 @@ class _Recomputed(torch.autograd.Function):
             torch.set_rng_state(ctx.random)
             outputs = ctx.function(*inputs)
         wanted = [x for x, need in zip(inputs, needed, strict=True) if need]
-        found = iter(torch.autograd.grad(outputs, wanted, outer, allow_unused=True))
+        # a state may carry constants, such as a count of steps
+        pairs = [(out, grad) for out, grad in zip(outputs, outer, strict=True) if out.requires_grad]
+        own, theirs = zip(*pairs, strict=True) if pairs else ((), ())
+        found = iter(torch.autograd.grad(own, wanted, theirs, allow_unused=True) if own else [None] * len(wanted))
         return None, *(next(found) if need else None for need in needed)
 
 

@@ -66,18 +66,18 @@ def _regression(
     method: Method, data: EpisodicDataModule, evaluation: EvaluationSet, steps: list[int], tasks: int, title: str
 ) -> Figure:
     device = next(method.parameters()).device
-    x = torch.linspace(-5, 5, 200, device=device)[:, None]
+    x = torch.linspace(-5, 5, 200, device=device)
     batch = data.episodes(evaluation, 0, tasks).episodes
     curves: dict[int, list[Tensor]] = {s: [] for s in steps}
     truth = []
     for task in range(tasks):
         episode = Episode(*(type(part)(part.x[task].to(device), part.y[task].to(device)) for part in batch))
-        for s, output in _outputs(method, episode, x, steps).items():
+        for s, output in _outputs(method, episode, data.inputs(evaluation, task, x), steps).items():
             curves[s].append(output[:, 0])
-        truth.append(data.truth(evaluation, task, x[:, 0].cpu()))  # type: ignore[attr-defined]
+        truth.append(data.truth(evaluation, task, x.cpu()))  # type: ignore[attr-defined]
     predictions = {s: torch.stack(values) for s, values in curves.items()}
     support = batch.support
-    return regression_adaptation(x[:, 0].cpu(), torch.stack(truth), support.x[..., 0], support.y[..., 0], predictions, title)
+    return regression_adaptation(x.cpu(), torch.stack(truth), support.x[..., 0], support.y[..., 0], predictions, title)
 
 
 def _classification(

@@ -140,6 +140,10 @@ class EpisodicDataModule(L.LightningDataModule, ABC):
         count = evaluation.episodes - first if count is None else count
         return self.build(self.draw(self.eval_seed, evaluation.split, evaluation.shots, evaluation.queries, first, count))
 
+    def inputs(self, evaluation: EvaluationSet, task: int, x: torch.Tensor) -> torch.Tensor:
+        """What the network gets for the points `x` [P] of a task of a one-dimensional regression, [P, inputs]: x alone."""
+        return x[:, None]
+
     def setup(self, stage: str) -> None:
         world = self._world()[1]
         if self.meta_batch_size % world:

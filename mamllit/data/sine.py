@@ -39,6 +39,7 @@ class SineDataModule(EpisodicDataModule):
         query_points: "random" draws the evaluation's query points like the support (the paper's code); "grid" spaces them
             evenly over the x range, so that two evaluations differ by the tasks only.
         standard_queries: query points per task under the "standard" protocol.
+        reveal_task: give the network amplitude and phase beside x, as inputs 2 and 3 (the paper's oracle baseline).
         seed, eval_seed, protocols, val_episodes, test_episodes, eval_batch_size, num_workers: see `EpisodicDataModule`.
 
     Raises:
@@ -60,6 +61,7 @@ class SineDataModule(EpisodicDataModule):
         test_episodes: int | None = None,
         eval_batch_size: int = 500,
         num_workers: int = 0,
+        reveal_task: bool = False,
     ) -> None:
         super().__init__(
             shots, queries, meta_batch_size, standard_queries, seed, eval_seed, protocols, val_episodes, test_episodes,
@@ -69,7 +71,7 @@ class SineDataModule(EpisodicDataModule):
             raise ValueError(f"query_points is {query_points!r}; it must be 'random' or 'grid'")
         if not test_shots or min(test_shots) < 1:
             raise ValueError(f"test_shots is {list(test_shots)}; it needs at least one number of shots >= 1")
-        self._test_shots, self.query_points = tuple(test_shots), query_points
+        self._test_shots, self.query_points, self.reveal_task = tuple(test_shots), query_points, reveal_task
 
     ways = 1
 
@@ -96,7 +98,16 @@ class SineDataModule(EpisodicDataModule):
 
     def build(self, drawn: SineDraw) -> EpisodeBatch:
         x, y, shots = drawn.x, drawn.y, int(drawn.support)
+        if self.reveal_task:
+            task = torch.stack([drawn.amplitude, drawn.phase], -1)
+            x = torch.cat([x, task[:, None].expand(-1, x.shape[1], -1)], -1)
         return EpisodeBatch(drawn.number, Episode(Examples(x[:, :shots], y[:, :shots]), Examples(x[:, shots:], y[:, shots:])))
+
+    def inputs(self, evaluation: EvaluationSet, task: int, x: Tensor) -> Tensor:
+        if not self.reveal_task:
+            return super().inputs(evaluation, task, x)
+        drawn = self.draw(self.eval_seed, evaluation.split, evaluation.shots, evaluation.queries, task, 1)
+        return torch.stack([x, drawn.amplitude.to(x.device).expand_as(x), drawn.phase.to(x.device).expand_as(x)], -1)
 
     def truth(self, evaluation: EvaluationSet, task: int, x: Tensor) -> Tensor:
         """The sine of task number `task` of an evaluation set at the points `x` [P]."""

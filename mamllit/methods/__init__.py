@@ -3,10 +3,28 @@
 from mamllit.methods.anil import ANIL
 from mamllit.methods.base import InnerLoopMethod, Method
 from mamllit.methods.bmaml import BMAML
+from mamllit.methods.cavia import CAVIA
+from mamllit.methods.imaml import IMAML
+from mamllit.methods.joint import JointTraining
 from mamllit.methods.maml import MAML
+from mamllit.methods.maml_plus_plus import MAMLPlusPlus
 from mamllit.methods.meta_sgd import MetaSGD
 from mamllit.methods.mt_net import MTNet
 from mamllit.methods.platipus import PLATIPUS
 from mamllit.methods.reptile import Reptile
 
-__all__ = ["ANIL", "BMAML", "MAML", "PLATIPUS", "InnerLoopMethod", "MTNet", "MetaSGD", "Method", "Reptile"]
+__all__ = [
+    "ANIL",
+    "BMAML",
+    "CAVIA",
+    "IMAML",
+    "MAML",
+    "PLATIPUS",
+    "InnerLoopMethod",
+    "JointTraining",
+    "MAMLPlusPlus",
+    "MTNet",
+    "MetaSGD",
+    "Method",
+    "Reptile",
+]

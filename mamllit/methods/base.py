@@ -6,7 +6,7 @@ by `mamllit.engine` without the method knowing.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -47,6 +47,9 @@ class Method(nn.Module, ABC):
         logs = {self.objective.metric_name: self.objective.metric(output.detach(), episode.query.y)}
         return self.objective.loss(output, episode.query.y), logs
 
+    def begin_iteration(self, iteration: int) -> None:
+        """Told before each meta-update how many were made before, for a method whose objective changes with them."""
+
     @property
     def transductive(self) -> bool:
         """Whether a prediction depends on the other examples of the query batch (batch norm on batch statistics)."""
@@ -57,7 +60,8 @@ class InnerLoopMethod(Method):
     """A method that adapts by repeating one step; what is said here in pieces lets the engine run it step by step.
 
     `start` gives the state before the first step, the same for all tasks; `step` makes one inner step; `outer_loss` judges the
-    state after the last. The state is a dict of the tensors that differ between tasks; all else is read from the parameters.
+    state after the last, or after each, as `outer_weights` says. The state is a dict of the tensors that differ between tasks;
+    all else is read from the parameters.
     """
 
     inner_steps: int
@@ -74,6 +78,10 @@ class InnerLoopMethod(Method):
     def outer_loss(self, state: Params, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
         """The outer objective of one episode at the adapted `state`, a scalar, and scalars to log."""
 
+    def outer_weights(self) -> Sequence[float]:
+        """How much `outer_loss` after each of the `inner_steps` counts in the meta-loss; by default the last alone."""
+        return (*(0.0,) * (self.inner_steps - 1), 1.0)[: self.inner_steps]
+
     def trajectory(self, support: Examples, steps: int) -> list[Params]:
         if steps < 0:
             raise ValueError(f"steps is {steps}; the inner loop needs a number of steps >= 0")
@@ -86,4 +94,10 @@ class InnerLoopMethod(Method):
         return self.trajectory(support, self.inner_steps if steps is None else steps)[-1]
 
     def meta_loss(self, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.outer_loss(self.adapt(episode.support), episode)
+        *between, last = self.trajectory(episode.support, self.inner_steps)
+        *weights, weight = self.outer_weights() or (1.0,)
+        loss, logs = self.outer_loss(last, episode)
+        for w, state in zip(weights, between[1:], strict=True):
+            if w:
+                loss = loss + w / weight * self.outer_loss(state, episode)[0]
+        return weight * loss, logs

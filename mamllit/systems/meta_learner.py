@@ -139,8 +139,10 @@ class MetaLearner(L.LightningModule):
         self.trained_steps = checkpoint["global_step"]
 
     def training_step(self, batch: EpisodeBatch, batch_idx: int) -> Tensor:
+        iteration = self.global_step
+        self.method.begin_iteration(iteration)
         step = self.meta_gradient(batch.episodes)
-        if (self.global_step + 1) % self.log_every == 0:
+        if (iteration + 1) % self.log_every == 0:
             values = {"train/meta_loss": step.loss, **{f"train/{name}": value for name, value in step.logs.items()}}
             self.log_dict(values, prog_bar=True, batch_size=len(batch.number), sync_dist=True)  # the mean of all ranks
         return _ReadyGradient.apply(step.loss, len(step.gradient), *step.gradient.values(), *self._trained)

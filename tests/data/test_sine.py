@@ -135,3 +135,19 @@ def test_wrong_arguments_are_refused(wrong: dict, message: str) -> None:
 def test_several_wrong_arguments_are_named_at_once() -> None:
     with pytest.raises(ValueError, match=r"shots is 0; .*; queries is -1; .*; protocol 'x' is unknown"):
         SineDataModule(shots=0, queries=-1, protocols=["paper", "x"])
+
+
+def test_a_revealed_task_stands_beside_x_and_nothing_else_changes() -> None:
+    plain, data = SineDataModule(seed=3), SineDataModule(seed=3, reveal_task=True)
+    evaluation = data.evaluation_sets("test")[0]
+    drawn = data.draw(data.eval_seed, "test", evaluation.shots, evaluation.queries, 0, 4)
+    for own, other in zip(data.episodes(evaluation, 0, 4).episodes, plain.episodes(evaluation, 0, 4).episodes, strict=True):
+        assert torch.equal(own.x[..., :1], other.x)
+        assert torch.equal(own.y, other.y)
+        x, amplitude, phase = own.x.unbind(-1)
+        torch.testing.assert_close(amplitude * torch.sin(x - phase), own.y[..., 0])
+    points = torch.linspace(-5, 5, 7)
+    revealed = data.inputs(evaluation, 2, points)
+    assert torch.equal(revealed[:, 0], points)
+    assert revealed[:, 1:].unique(dim=0).tolist() == [[drawn.amplitude[2].item(), drawn.phase[2].item()]]
+    assert torch.equal(plain.inputs(evaluation, 2, points), points[:, None])

@@ -14,7 +14,20 @@ from mamllit.backbones import MLP
 from mamllit.engine import MetaGradient
 from mamllit.episode import Episode, Examples
 from mamllit.evaluation import evaluate
-from mamllit.methods import ANIL, BMAML, MAML, PLATIPUS, MetaSGD, Method, MTNet, Reptile
+from mamllit.methods import (
+    ANIL,
+    BMAML,
+    CAVIA,
+    IMAML,
+    MAML,
+    PLATIPUS,
+    JointTraining,
+    MAMLPlusPlus,
+    MetaSGD,
+    Method,
+    MTNet,
+    Reptile,
+)
 from mamllit.objectives import Classification
 
 WAYS, SHOTS, QUERIES, SIDE = 3, 2, 3, 8
@@ -22,7 +35,13 @@ WAYS, SHOTS, QUERIES, SIDE = 3, 2, 3, 8
 # One small float64 instance per method, for 3-way episodes of 1x8x8 images.
 ENTRIES: dict[type[Method], Callable[[], Method]] = {
     ANIL: lambda: ANIL(MLP(SIDE * SIDE, [6, 5], WAYS, norm=True), Classification(), 0.1, 2, "sum_over_shots"),
+    CAVIA: lambda: CAVIA(MLP(SIDE * SIDE, [6, 5], WAYS, norm=True), Classification(), 0.5, 2, "mean", 3, "layers.0"),
+    IMAML: lambda: IMAML(MLP(SIDE * SIDE, [6, 5], WAYS, norm=True), Classification(), 0.1, 2, "mean", 2.0),
+    JointTraining: lambda: JointTraining(MLP(SIDE * SIDE, [6, 5], WAYS, norm=True), Classification(), 0.1, 2, "mean"),
     MAML: lambda: MAML(MLP(SIDE * SIDE, [6, 5], WAYS, norm=True), Classification(), 0.1, 2, "sum_over_shots"),
+    MAMLPlusPlus: lambda: MAMLPlusPlus(
+        MLP(SIDE * SIDE, [6, 5], WAYS, norm=True), Classification(), 0.1, 2, "mean", 10, True, True
+    ),
     MetaSGD: lambda: MetaSGD(MLP(SIDE * SIDE, [6, 5], WAYS, norm=True), Classification(), "mean", inner_steps=2),
     PLATIPUS: lambda: PLATIPUS(MLP(SIDE * SIDE, [6, 5], WAYS, norm=True), Classification(), 0.1, 2, "sum_over_shots", 0.1),
     BMAML: lambda: BMAML(MLP(SIDE * SIDE, [6, 5], WAYS, norm=True), Classification(), 0.1, 2, "sum_over_shots", particles=3),

@@ -1,0 +1,74 @@
+"""Joint training, the MAML paper's baselines of section 5.1: one network for all tasks, trained without an inner loop.
+
+C. Finn, P. Abbeel, S. Levine: Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks, ICML 2017, arXiv
+1703.03400. "Pretrained": trained on the examples of all tasks together, then adapted to a test task by gradient steps,
+whose step size is tuned on validation tasks (`mamllit.callbacks.TunedStepSize`). "Oracle": the task's parameters are inputs
+of the network (the data's `reveal_task`), and nothing is adapted.
+
+A network that sees all tasks learns what they have in common, on sine little more than their mean; it differs from MAML
+without inner steps only in that it learns from the support too, for which the loss here is over both. Departure: the
+authors' code trains on the support part alone, half of the points that it draws.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mamllit.adaptation import Params, gradient_step, select_adapted
+from mamllit.episode import Episode, Examples
+from mamllit.methods.base import InnerLoopMethod
+from mamllit.methods.checks import check_inner_loop, task_loss
+from mamllit.objectives import Objective, Reduction
+
+
+class JointTraining(InnerLoopMethod):
+    """Train on all examples of all tasks; adapt at test only.
+
+    Args:
+        backbone, objective, reduction, frozen: as in `MAML`. Meant for regression: classes are others in each task.
+        inner_lr: step size of adaptation at test.
+        inner_steps: steps that `adapt` makes where it is not told.
+
+    Raises:
+        ValueError: as in `MAML`.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        objective: Objective,
+        inner_lr: float,
+        inner_steps: int,
+        reduction: Reduction,
+        frozen: Sequence[str] = ("*.beta", "*.gamma"),
+    ) -> None:
+        super().__init__()
+        check_inner_loop(backbone, inner_lr, inner_steps, reduction)
+        self.backbone, self.objective = backbone, objective
+        self.inner_lr, self.inner_steps, self.reduction = inner_lr, inner_steps, reduction
+        self.adapted = select_adapted([name for name, _ in backbone.named_parameters()], frozen)
+
+    def start(self) -> Params:
+        return {name: value for name, value in self.backbone.named_parameters() if name in self.adapted}
+
+    def step(self, state: Params, support: Examples) -> Params:
+        def support_loss(params: Params) -> Tensor:
+            output = self.predict(params, support.x)
+            return task_loss(self.objective, output, support, support, self.reduction)
+
+        return gradient_step(support_loss, state, self.adapted, self.inner_lr, first_order=True)
+
+    def predict(self, state: Params, x: Tensor) -> Tensor:
+        return functional_call(self.backbone, state, (x,))
+
+    def meta_loss(self, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.outer_loss(self.start(), episode)
+
+    def outer_loss(self, state: Params, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean loss of `state` on all examples of the task, support and query."""
+        everything = Examples(*(torch.cat(pair) for pair in zip(*episode, strict=True)))
+        output = self.predict(state, everything.x)
+        metric = self.objective.metric(output.detach(), everything.y)
+        return self.objective.loss(output, everything.y), {self.objective.metric_name: metric}
