@@ -27,6 +27,9 @@ class Objective(Protocol):
     def ways(self, output: Tensor) -> int:
         """N, the number of classes that `output` tells apart (1 in regression)."""
 
+    def fisher_roots(self, output: Tensor) -> Tensor:
+        """C vectors [C, n, d] for an output [n, d], whose products r r' summed over C are the output's Fisher information."""
+
     def average(self, outputs: Tensor) -> Tensor:
         """One output [n, ...] for those of P models, [P, n, ...]: that of their mixture."""
 
@@ -47,6 +50,12 @@ class Classification:
     def ways(self, output: Tensor) -> int:
         return output.shape[-1]
 
+    def fisher_roots(self, output: Tensor) -> Tensor:
+        """sqrt(p_c) (e_c - p) for each class c: their products sum to diag(p) - p p'."""
+        log_p = output.log_softmax(-1)
+        unit = torch.eye(output.shape[-1], dtype=output.dtype, device=output.device)
+        return (log_p / 2).exp().T[..., None] * (unit[:, None] - log_p.exp())
+
     def average(self, outputs: Tensor) -> Tensor:
         """The logarithm of the mean probabilities."""
         return outputs.log_softmax(-1).logsumexp(0) - math.log(len(outputs))
@@ -66,6 +75,11 @@ class Regression:
 
     def ways(self, output: Tensor) -> int:
         return 1
+
+    def fisher_roots(self, output: Tensor) -> Tensor:
+        """The unit vectors: a Gaussian of variance 1 has the identity as Fisher information."""
+        unit = torch.eye(output.shape[-1], dtype=output.dtype, device=output.device)
+        return unit[:, None].expand(-1, len(output), -1)
 
     def average(self, outputs: Tensor) -> Tensor:
         """The mean."""

@@ -26,3 +26,16 @@ def test_classification_averages_probabilities() -> None:
 def test_regression_averages_outputs() -> None:
     outputs = torch.randn(4, 6, 1)
     torch.testing.assert_close(Regression().average(outputs), outputs.mean(0))
+
+
+def test_the_fisher_of_a_softmax_is_the_covariance_of_the_label() -> None:
+    output = torch.randn(4, 3, dtype=torch.float64)
+    roots, p = Classification().fisher_roots(output), output.softmax(-1)
+    for i in range(4):
+        expected = torch.diag(p[i]) - torch.outer(p[i], p[i])
+        torch.testing.assert_close(roots[:, i].T @ roots[:, i], expected)
+
+
+def test_the_fisher_of_a_gaussian_is_the_identity() -> None:
+    roots = Regression().fisher_roots(torch.randn(4, 2))
+    assert torch.equal(roots[:, 3].T @ roots[:, 3], torch.eye(2))

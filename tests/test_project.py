@@ -26,6 +26,7 @@ SOURCES = sorted((ROOT / "mamllit").rglob("*.py"))
 FLOORS = {
     **dict.fromkeys(("episode", "adaptation", "objectives", "backbones", "allocator", "compiling", "noise"), 0),
     **dict.fromkeys(("engine", "stages", "evaluation", "data", "methods", "metrics", "plotting"), 1),
+    **dict.fromkeys(("sample_plots", "uncertainty"), 1),
     **dict.fromkeys(("systems", "callbacks", "pretrained", "inference"), 2),
     **dict.fromkeys(("cli", "commands"), 3),
 }

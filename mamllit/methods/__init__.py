@@ -6,6 +6,7 @@ from mamllit.methods.bmaml import BMAML
 from mamllit.methods.cavia import CAVIA
 from mamllit.methods.imaml import IMAML
 from mamllit.methods.joint import JointTraining
+from mamllit.methods.llama import LLAMA
 from mamllit.methods.maml import MAML
 from mamllit.methods.maml_plus_plus import MAMLPlusPlus
 from mamllit.methods.meta_sgd import MetaSGD
@@ -18,6 +19,7 @@ __all__ = [
     "BMAML",
     "CAVIA",
     "IMAML",
+    "LLAMA",
     "MAML",
     "PLATIPUS",
     "InnerLoopMethod",

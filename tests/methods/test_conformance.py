@@ -19,6 +19,7 @@ from mamllit.methods import (
     BMAML,
     CAVIA,
     IMAML,
+    LLAMA,
     MAML,
     PLATIPUS,
     JointTraining,
@@ -45,6 +46,7 @@ ENTRIES: dict[type[Method], Callable[[], Method]] = {
     MetaSGD: lambda: MetaSGD(MLP(SIDE * SIDE, [6, 5], WAYS, norm=True), Classification(), "mean", inner_steps=2),
     PLATIPUS: lambda: PLATIPUS(MLP(SIDE * SIDE, [6, 5], WAYS, norm=True), Classification(), 0.1, 2, "sum_over_shots", 0.1),
     BMAML: lambda: BMAML(MLP(SIDE * SIDE, [6, 5], WAYS, norm=True), Classification(), 0.1, 2, "sum_over_shots", particles=3),
+    LLAMA: lambda: LLAMA(MLP(SIDE * SIDE, [6, 5], WAYS, norm=True), Classification(), 0.1, 2, "sum_over_shots", 0.1, models=2),
     MTNet: lambda: MTNet(MLP(SIDE * SIDE, [6, 5], WAYS, norm=True), Classification(), 0.1, 2, "sum_over_shots"),
     Reptile: lambda: Reptile(MLP(SIDE * SIDE, [6, 5], WAYS, norm=True), Classification(), 0.1, 2, 4, "adam"),
 }
