@@ -21,7 +21,9 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import Logger
 
 from mamllit import commands, pretrained
-from mamllit.callbacks import AdaptationFigures, ResultWriter, StepProgressBar
+from mamllit.callbacks import AdaptationFigures, ResultWriter, StepProgressBar, Stopped
+from mamllit.callbacks.keeping import check_written, equip, plugins, starting_point
+from mamllit.callbacks.stopping import last_checkpoint
 from mamllit.data import EpisodicDataModule
 from mamllit.pretrained.build import fill
 from mamllit.pretrained.files import is_meant
@@ -104,8 +106,16 @@ class MamllitCLI(LightningCLI):
         config.trainer.logger = _loggers(config.trainer.logger, run, config.wandb)
         if config.trainer.enable_progress_bar is False:  # Lightning refuses this beside a bar of our own
             config.trainer.enable_progress_bar, config.progress.refresh = None, 0
-        if not fitting and self.pretrained is None:
+        if fitting:
+            config.ckpt_path = starting_point(run, config.get("ckpt_path"), config.trainer.max_steps)
+        elif self.pretrained is None:
             config.ckpt_path = _checkpoint(run, config.get("ckpt_path"))
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        asked = self._get(self.config_init, "trainer").get("plugins")
+        trainer = super().instantiate_trainer(plugins=plugins(asked), **kwargs)
+        equip(trainer)
+        return trainer
 
     def before_test(self) -> None:
         if self.pretrained is not None:
@@ -116,13 +126,18 @@ class MamllitCLI(LightningCLI):
     before_validate = before_test
 
     def after_fit(self) -> None:
-        if not self.trainer.interrupted:  # max_steps need not be a multiple of every_n_train_steps
-            self.trainer.save_checkpoint(Path(self.config.fit.checkpoint_last.dirpath) / "last.ckpt")
-        if self.config.fit.test_after_fit and not self.trainer.interrupted:
+        if self.trainer.interrupted:
+            return
+        self.trainer.save_checkpoint(
+            last_checkpoint(self.trainer), weights_only=False
+        )  # max_steps need not be a multiple of every_n_train_steps
+        if self.config.fit.test_after_fit:
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+        check_written(self.trainer)
 
 
 _LAST = {"filename": "step{step}", "auto_insert_metric_name": False, "every_n_train_steps": 1000, "save_last": True}
+_LAST["enable_version_counter"] = False  # a resumed run writes over what it had written after its checkpoint
 _BEST = {"filename": "best", "enable_version_counter": False, "monitor": "val/accuracy", "mode": "max"}
 
 
@@ -198,9 +213,18 @@ def run(args: ArgsType = None) -> MamllitCLI:
             parser_kwargs={"epilog": commands.LISTED},
             args=args,
         )
+    except Stopped as stopped:
+        rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", "0"))))
+        if rank:  # where one process fails, launchers kill the others, and the first may still be writing
+            sys.exit(0)
+        print(stopped, flush=True)
+        sys.exit(stopped.code)
     finally:
         if wandb.run is not None:  # a run of its own for the next call
-            wandb.finish()
+            try:
+                wandb.finish()
+            except Exception as error:  # a signal to all processes of a job ends W&B's as well
+                print(f"W&B has ended before the run ({type(error).__name__}: {error}); what it had logged is on the disk")
         if not inherited:  # else a second run of this process would write into the directory of the first
             os.environ.pop(RUN_DIR_VARIABLE, None)
 

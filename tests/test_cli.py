@@ -96,6 +96,7 @@ def test_fit_writes_all_its_files_into_one_directory(fitted: SimpleNamespace) ->
         "csv/version_0/metrics.csv",
         "csv/version_0/hparams.yaml",
         "checkpoints/last.ckpt",
+        "checkpoints/previous.ckpt",
         "checkpoints/best.ckpt",
         "checkpoints/step20.ckpt",
         "figures/learning_curve.png",

@@ -24,7 +24,7 @@ SOURCES = sorted((ROOT / "mamllit").rglob("*.py"))
 
 # A module imports from its own floor and those below.
 FLOORS = {
-    **dict.fromkeys(("episode", "adaptation", "objectives", "backbones", "allocator", "compiling", "noise"), 0),
+    **dict.fromkeys(("episode", "adaptation", "objectives", "backbones", "allocator", "compiling", "noise", "durable"), 0),
     **dict.fromkeys(("engine", "stages", "evaluation", "data", "methods", "metrics", "plotting"), 1),
     **dict.fromkeys(("sample_plots", "uncertainty"), 1),
     **dict.fromkeys(("systems", "callbacks", "pretrained", "inference"), 2),

@@ -1,9 +1,20 @@
-"""Lightning callbacks: the progress bar, the figures, the result table and file, and a tuned step size."""
+"""Lightning callbacks: progress bar, figures, result table and file, a tuned step size, and what keeps a run from losing anything."""
 
+from mamllit.callbacks.checkpoints import DurableCheckpointIO
 from mamllit.callbacks.collapse import CollapseAlarm
 from mamllit.callbacks.figures import AdaptationFigures
 from mamllit.callbacks.progress import StepProgressBar
 from mamllit.callbacks.results import ResultWriter
+from mamllit.callbacks.stopping import CleanStop, Stopped
 from mamllit.callbacks.tuning import TunedStepSize
 
-__all__ = ["AdaptationFigures", "CollapseAlarm", "ResultWriter", "StepProgressBar", "TunedStepSize"]
+__all__ = [
+    "AdaptationFigures",
+    "CleanStop",
+    "CollapseAlarm",
+    "DurableCheckpointIO",
+    "ResultWriter",
+    "StepProgressBar",
+    "Stopped",
+    "TunedStepSize",
+]

@@ -5,6 +5,7 @@ from pathlib import Path
 import lightning as L
 import torch
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -34,8 +35,12 @@ class AdaptationFigures(L.Callback):
         name = type(pl_module.method).__name__
         for key, figure in self.draw(pl_module, data, f"{name}, {pl_module.trained_steps} iterations").items():
             path = Path(trainer.default_root_dir) / "figures" / f"{key}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=130)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                figure.savefig(path, dpi=130)
+            except OSError as error:
+                rank_zero_warn(f"cannot write the figure {path} ({error.strerror or error}); it can be made again by a test")
+                continue
             print(f"figure: {path}")
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):

@@ -1,6 +1,7 @@
 """The result of a run: a table on the screen, `result.json` and `episodes.csv` in the run directory, a table in W&B."""
 
 import csv
+import io
 import json
 import math
 import platform
@@ -17,6 +18,7 @@ from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 from rich.table import Table
 
+from mamllit import durable
 from mamllit.callbacks.provenance import commit, versions
 from mamllit.metrics import Summary
 from mamllit.systems.meta_learner import MetaLearner
@@ -72,7 +74,16 @@ class ResultWriter(L.Callback):
         }
         self._seconds_before, self._clock = self._seconds(), 0.0
         if isinstance(pl_module, MetaLearner):
+            self._fit |= {"skipped_steps": pl_module.skipped_steps} if pl_module.skipped_steps else {}
             self._write(trainer, pl_module, "fit")
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """What was reached before a signal or an error, with the reason under `stopped`."""
+        if self._clock:
+            self.on_train_end(trainer, pl_module)
+            self._fit["stopped"] = f"{type(exception).__name__}: {exception}"
+            if isinstance(pl_module, MetaLearner):
+                self._write(trainer, pl_module, "fit")
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not isinstance(pl_module, MetaLearner):
@@ -120,7 +131,6 @@ class ResultWriter(L.Callback):
         if not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / "result.json"
         result = json.loads(path.read_text()) if path.exists() else {}
         result |= {
@@ -148,11 +158,12 @@ class ResultWriter(L.Callback):
         for reading in learner.readings:
             if reading.name in learner.summaries:
                 result.setdefault("results", {})[reading.name] = _as_json(reading, learner.summaries[reading.name])
-        _write_atomically(path, json.dumps(result, indent=2))
+        durable.keep(path, json.dumps(result, indent=2))
         if stage == "test":
             header = ("set", "batch_norm", "episode", "steps", learner.method.objective.metric_name)
-            with open(folder / "episodes.csv", "w", newline="") as file:
-                csv.writer(file).writerows([header, *self._episode_rows(learner)])
+            text = io.StringIO(newline="")
+            csv.writer(text).writerows([header, *self._episode_rows(learner)])
+            durable.keep(folder / "episodes.csv", text.getvalue())
             self._log_table(trainer, result)
 
     @staticmethod
@@ -220,9 +231,3 @@ def _best_checkpoint(trainer: L.Trainer) -> dict[str, Any] | None:
                 "step": torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"],
             }
     return None
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(text)
-    part.replace(path)

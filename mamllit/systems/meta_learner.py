@@ -18,6 +18,7 @@ from mamllit.methods import Method
 from mamllit.metrics import EpisodeMetric, Summary
 from mamllit.stages import Memory
 from mamllit.systems.groups import parameter_groups
+from mamllit.systems.guard import NonFinite, finite, not_finite
 from mamllit.systems.hooks import skip_driver_checks, skip_empty_hooks
 from mamllit.systems.reading import Reading, readings_of
 
@@ -55,6 +56,8 @@ class MetaLearner(L.LightningModule):
         memory: "keep" the activations of all inner steps for the outer gradient, or "recompute" them: the same gradient in the
             memory of one inner step.
         log_every: steps between two logged training values; logging each step would cost more than a sine step.
+        non_finite: when a meta-loss or meta-gradient is not finite, "stop" the run, saying where it comes from, with a
+            checkpoint from before; or "skip" that update and count it in `skipped_steps`.
         diverged_above: an evaluation value above this counts as a diverged episode (regression).
         batch_norm: by whose statistics a test normalises the query images, see `mamllit.evaluation`; a method without batch
             norm has one reading in any case. Validation is transductive, as meta-training is.
@@ -76,6 +79,7 @@ class MetaLearner(L.LightningModule):
         compile: bool | Literal["auto"] = "auto",
         memory: Memory = "keep",
         log_every: int = 50,
+        non_finite: NonFinite = "stop",
         diverged_above: float | None = None,
         batch_norm: Sequence[BatchNorm] = BATCH_NORMS,
     ) -> None:
@@ -84,12 +88,15 @@ class MetaLearner(L.LightningModule):
             raise ValueError(f"report_step is {report_step}; it must lie between 0 and eval_steps, which is {eval_steps}")
         if log_every < 1:
             raise ValueError(f"log_every is {log_every}; it must be >= 1")
+        if non_finite not in ("stop", "skip"):
+            raise ValueError(f"non_finite is {non_finite!r}; it must be 'stop' or 'skip'")
         if not batch_norm or len(set(batch_norm)) < len(batch_norm) or set(batch_norm) - set(BATCH_NORMS):
             raise ValueError(f"batch_norm is {list(batch_norm)}; it must be one or both of {list(BATCH_NORMS)}, each once")
         self.method = method
         self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
         self.eval_steps, self.report_step = eval_steps, report_step
         self.execution, self.compile_setting, self.log_every = execution, compile, log_every
+        self.non_finite, self.skipped_steps = non_finite, 0
         self.diverged_above, self.batch_norm = diverged_above, tuple(batch_norm)
         self.memory = memory
         self.meta_gradient = MetaGradient(method, execution, memory=memory)
@@ -137,11 +144,22 @@ class MetaLearner(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.trained_steps = checkpoint["global_step"]
+        self.skipped_steps = checkpoint.get("skipped_steps", 0)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["skipped_steps"] = self.skipped_steps
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        loss.backward(*args, **kwargs)
+        if not finite([value.grad for value in self._trained if value.grad is not None]):  # of all ranks: the same decision
+            batch, measured = self._under_way
+            not_finite(self, batch, float(measured))
 
     def training_step(self, batch: EpisodeBatch, batch_idx: int) -> Tensor:
         iteration = self.global_step
         self.method.begin_iteration(iteration)
         step = self.meta_gradient(batch.episodes)
+        self._under_way = batch, step.loss
         if (iteration + 1) % self.log_every == 0:
             values = {"train/meta_loss": step.loss, **{f"train/{name}": value for name, value in step.logs.items()}}
             self.log_dict(values, prog_bar=True, batch_size=len(batch.number), sync_dist=True)  # the mean of all ranks

@@ -1,0 +1,121 @@
+"""Stopping cleanly: on SIGTERM, SIGINT (Ctrl-C) or SIGUSR1 (Slurm's warning) a checkpoint is written, then the run ends.
+
+A signal only leaves a note. It is read after the meta-update under way, where the state is whole, and all ranks stop after the
+same step, whichever of them got the signal. A validation is not waited for: its checkpoint was written before it began, and
+the resumed run begins with it.
+"""
+
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.trainer.states import TrainerFn
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class Stopped(Exception):
+    """The run was stopped by a signal, and nothing is lost. `code` is the process's exit code, 128 + the signal's number."""
+
+    def __init__(self, number: int, text: str) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name} {text}")
+        self.code = 128 + number
+
+
+class CleanStop(L.Callback):
+    """Stops a fit between two steps, and a test between two batches; raises `Stopped`.
+
+    A second Ctrl-C stops at once. The loggers' files are written before each checkpoint, so that a killed run has all that came
+    before the checkpoint it goes on from.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._validated_at = -1
+        self._owed = False  # the checkpoint was written before the validation of its step
+
+    # ---- signals -------------------------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        """Take the signals; Lightning puts back what was there before, at the end of a fit or test."""
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+        print(f"\n{signal.Signals(number).name}: stopping after this step", flush=True)
+
+    def _asked(self, trainer: L.Trainer) -> bool:
+        """Whether any rank has got a signal; each rank asks after the same steps."""
+        return trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False)
+
+    # ---- meta-training -------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._listen()
+        if self._owed:
+            self._owed = False
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.run()
+            trainer.training = True
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        stop = self._asked(trainer)
+        if stop or self._due(trainer):
+            trainer.save_checkpoint(last_checkpoint(trainer), weights_only=False)
+        if stop:
+            self._stop(trainer)
+
+    def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        if self.signal is not None and trainer.world_size == 1:  # the ranks' numbers of batches may differ
+            self._stop(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._validated_at = trainer.global_step
+
+    def _due(self, trainer: L.Trainer) -> bool:
+        """Whether a validation belongs to this step and has not been made."""
+        every = trainer.val_check_batch
+        if not trainer.enable_validation or not isinstance(every, int) or self._validated_at == trainer.global_step:
+            return False
+        return trainer.global_step > 0 and (trainer.fit_loop.total_batch_idx + 1) % every == 0
+
+    def _stop(self, trainer: L.Trainer) -> None:
+        number = self.signal or signal.SIGTERM  # of another rank
+        if trainer.state.fn != TrainerFn.FITTING:
+            raise Stopped(number, "during the evaluation; nothing was to be saved: run the command again")
+        path = last_checkpoint(trainer)
+        raise Stopped(number, f"after step {trainer.global_step}, saved as {path}; go on with --ckpt_path last")
+
+    # ---- checkpoints ---------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["validation_due"] = trainer.state.fn == TrainerFn.FITTING and self._due(trainer)
+        for logger in trainer.loggers:
+            logger.save()
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._owed = bool(checkpoint.get("validation_due")) and trainer.state.fn == TrainerFn.FITTING
+
+    # ---- evaluation ----------------------------------------------------------------------------------------------
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.world_size == 1:
+            self._listen()
+
+    def on_test_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        if self.signal is not None and trainer.world_size == 1:
+            self._stop(trainer)
+
+
+def last_checkpoint(trainer: L.Trainer) -> Path:
+    """Where the run's `last.ckpt` lies."""
+    folder = trainer.checkpoint_callback.dirpath if trainer.checkpoint_callback is not None else None  # type: ignore[attr-defined]
+    return Path(folder or Path(trainer.default_root_dir) / "checkpoints") / "last.ckpt"

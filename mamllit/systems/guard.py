@@ -1,0 +1,104 @@
+"""What is done about a meta-loss or meta-gradient that is not finite: where it comes from, and the checkpoint from before."""
+
+import copy
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from mamllit.engine import MetaGradient, take
+from mamllit.episode import EpisodeBatch
+
+NonFinite = Literal["stop", "skip"]
+NAMED = 10  # episodes and parameters that a message lists
+
+
+class NonFiniteMetaLoss(FloatingPointError):
+    """The meta-loss or its gradient is not finite; the text says at which step, for which episodes and parameters."""
+
+
+def finite(gradients: list[Tensor]) -> bool:
+    """Whether all numbers of all tensors are finite (their norm is then, unless it overflows, which is as bad)."""
+    return bool(torch.nn.utils.get_total_norm(gradients).isfinite())
+
+
+def not_finite(learner: Any, batch: EpisodeBatch, loss: float) -> None:
+    """Leave out the update under way and count it, or stop, as `learner.non_finite` says.
+
+    Raises:
+        NonFiniteMetaLoss: to stop; always where a weight itself is not finite, which no later step can mend.
+    """
+    trained = [value for value in learner.method.parameters() if value.requires_grad]
+    if learner.non_finite == "skip" and all(value.isfinite().all() for value in trained):
+        learner.skipped_steps += 1
+        for value in trained:  # an optimiser leaves parameters without a gradient alone
+            value.grad = None
+        return
+    text = explain(learner.trainer, learner, batch, loss, learner.meta_gradient)
+    before = checkpoint_before(learner.trainer)
+    raise NonFiniteMetaLoss(
+        f"{text}. The state from before is {before or 'the initial one'}. Take a smaller learning rate, clip the gradient "
+        "(--trainer.gradient_clip_val), or leave such steps out (--model.non_finite skip)"
+    )
+
+
+def explain(trainer: L.Trainer, learner: L.LightningModule, batch: EpisodeBatch, loss: float, gradient: MetaGradient) -> str:
+    """The message: step, episodes, parameters. The episodes run again one by one, at the same weights; all ranks take part."""
+    named = [(name, value) for name, value in learner.named_parameters() if value.requires_grad]
+    spoilt_weights = [name for name, value in named if not value.isfinite().all()]
+    episodes: list[int] = []
+    spoilt: set[str] = set()
+    alone = MetaGradient(gradient.method, "loop", False, gradient.memory)
+    for i, number in enumerate(batch.number.tolist()):
+        step = alone(take(batch.episodes, i, i + 1))
+        bad = {name for name, value in step.gradient.items() if not value.isfinite().all()}
+        if bad or not step.loss.isfinite():
+            episodes.append(number)
+            spoilt |= bad
+    found: Any = (episodes, spoilt, loss)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        every: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(every, found)
+        episodes = sorted(number for part in every for number in part[0])
+        spoilt = set().union(*(part[1] for part in every))
+        loss = next((part[2] for part in every if not torch.tensor(part[2]).isfinite()), loss)
+    order = [name for name, _ in named if name in spoilt] or [
+        n for n, v in named if v.grad is not None and not v.grad.isfinite().all()
+    ]
+    seed = getattr(getattr(trainer, "datamodule", None), "seed", None)
+    return (
+        f"meta-loss {loss:g} at step {trainer.global_step + 1}: not finite for the training episodes {_listed(episodes)} "
+        f"(seed {seed}), in the gradient of {_listed(order)}; weights that were not finite before: {_listed(spoilt_weights)}"
+    )
+
+
+def checkpoint_before(trainer: L.Trainer) -> Path | None:
+    """Save the state that the step under way began with, as `before_step<n>.ckpt`; None at the first step."""
+    if trainer.global_step == 0:
+        return None
+    folders = [c.dirpath for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.dirpath]
+    folder = Path(folders[0]) if folders else Path(trainer.default_root_dir) / "checkpoints"
+    path = folder / f"before_step{trainer.global_step + 1}.ckpt"
+    checkpoint = trainer._checkpoint_connector.dump_checkpoint()
+    _roll_back(checkpoint)
+    trainer.strategy.save_checkpoint(checkpoint, path)
+    trainer.strategy.barrier("before")
+    return path
+
+
+def _roll_back(checkpoint: dict[str, Any]) -> None:
+    """Let the loops look as at the end of the step before, where Lightning's own checkpoints are written."""
+    loop = checkpoint["loops"]["fit_loop"] = copy.deepcopy(checkpoint["loops"]["fit_loop"])
+    for counts in ("total", "current"):
+        progress = loop["epoch_loop.batch_progress"][counts]
+        done = progress["completed"]
+        progress.update(ready=done, started=done, processed=done, completed=done - 1)
+    loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+
+
+def _listed(items: list[Any]) -> str:
+    text = ", ".join(str(item) for item in items[:NAMED]) or "none"
+    return text + (f" and {len(items) - NAMED} more" if len(items) > NAMED else "")
