@@ -159,16 +159,14 @@ def test_a_write_that_breaks_off_leaves_the_old_file_whole(
     writer = ResultWriter()
     writer.on_test_end(trainer(tmp_path), learner)
     before = (tmp_path / "result.json").read_text()
-    original = Path.write_text
 
-    def full_disk(path: Path, text: str, *args: Any) -> int:
-        original(path, text[: len(text) // 2], *args)
+    def full_disk(*_: Any) -> None:
         raise OSError("no space left on device")
 
     learner.trained_steps = 900
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", full_disk)
-        with pytest.raises(OSError, match="no space left"):
+        patch.setattr("os.fsync", full_disk)
+        with pytest.warns(UserWarning, match=r"cannot write .*result\.json \(no space left on device\), nor .* printed above"):
             writer.on_test_end(trainer(tmp_path), learner)
     assert (tmp_path / "result.json").read_text() == before
     writer.on_test_end(trainer(tmp_path), learner)  # and the leftover is no obstacle
