@@ -1,4 +1,4 @@
-"""Lightning callbacks: progress bar, figures, result table and file, a tuned step size, and what keeps a run from losing anything."""
+"""Lightning callbacks: progress bar, figures, result table, a tuned step size, and what keeps a run from losing anything."""
 
 from mamllit.callbacks.checkpoints import DurableCheckpointIO
 from mamllit.callbacks.collapse import CollapseAlarm
