@@ -15,13 +15,13 @@ from typing import Any
 import lightning as L
 import torch
 import wandb
-from jsonargparse import Namespace
+from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
 
-from mamllit import commands, pretrained
-from mamllit.callbacks import AdaptationFigures, ResultWriter, StepProgressBar, Stopped
+from mamllit import commands, loggers, pretrained, tracking
+from mamllit.callbacks import AdaptationFigures, ResultWriter, StepProgressBar, Stopped, WandbDashboard
 from mamllit.callbacks.keeping import check_written, equip, plugins, starting_point
 from mamllit.callbacks.stopping import last_checkpoint
 from mamllit.data import EpisodicDataModule
@@ -58,9 +58,22 @@ class SaveConfig(SaveConfigCallback):
             path.parent.mkdir(parents=True, exist_ok=True)
             self.parser.save(self.as_asked, str(path), skip_none=False, overwrite=True, multifile=False)
         resolved = json.loads(self.parser.dump(self.config, skip_none=False, format="json_compact"))
+        resolved["experiment"] = self._described(trainer, resolved)
         for logger in trainer.loggers:
             if isinstance(logger, Logger):
                 logger.log_hyperparams(resolved)
+
+    def _described(self, trainer: L.Trainer, resolved: dict[str, Any]) -> dict[str, Any]:
+        """Table, cell and seed, and what differs from the experiment's file (see `mamllit.tracking`)."""
+        file, before = tracking.cell([str(path) for path in self.config.config or []]), None
+        if file is not None:
+            try:
+                asked = self.parser.parse_path(file)
+                before = json.loads(self.parser.dump(asked, skip_none=False, format="json_compact"))
+            except (ArgumentError, SystemExit):  # a file that is no whole experiment by itself
+                file = None
+        group = next((str(entry.init_args.group) for entry in loggers.wandb_entries(self.config.trainer.logger)), "")
+        return tracking.describe(group, _seed(self.config), file, before, resolved)
 
 
 class MamllitCLI(LightningCLI):
@@ -80,6 +93,7 @@ class MamllitCLI(LightningCLI):
         parser.add_lightning_class_args(ResultWriter, "results")
         parser.add_lightning_class_args(AdaptationFigures, "figures")
         parser.add_lightning_class_args(StepProgressBar, "progress")
+        parser.add_lightning_class_args(WandbDashboard, "dashboard")
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
@@ -103,7 +117,7 @@ class MamllitCLI(LightningCLI):
         run = _run_dir(config, fresh=fitting and not config.get("ckpt_path"))
         config.trainer.default_root_dir = str(run)
         config.checkpoint_last.dirpath = config.checkpoint_best.dirpath = str(run / "checkpoints")
-        config.trainer.logger = _loggers(config.trainer.logger, run, config.wandb)
+        config.trainer.logger = loggers.of_run(config, run, _seed(config))
         if config.trainer.enable_progress_bar is False:  # Lightning refuses this beside a bar of our own
             config.trainer.enable_progress_bar, config.progress.refresh = None, 0
         if fitting:
@@ -141,12 +155,16 @@ _LAST["enable_version_counter"] = False  # a resumed run writes over what it had
 _BEST = {"filename": "best", "enable_version_counter": False, "monitor": "val/accuracy", "mode": "max"}
 
 
+def _seed(config: Any) -> int:
+    seed = config.get("seed_everything")
+    return 0 if seed is True or seed is None else int(seed)
+
+
 def _run_dir(config: Any, fresh: bool) -> Path:
     """default_root_dir/run_name; a fresh fit never writes into a directory that holds a run, but beside it."""
     if known := os.environ.get(RUN_DIR_VARIABLE):
         return Path(known)
-    seed = config.get("seed_everything")
-    name = config.run_name or f"seed_{0 if seed is True or seed is None else int(seed)}"
+    name = config.run_name or f"seed_{_seed(config)}{tracking.sweep_suffix()}"
     root = Path(config.trainer.default_root_dir or "runs")
     taken = [path for path in root.glob(f"{name}*") if re.fullmatch(rf"{re.escape(name)}(_v\d+)?", path.name)]
     version = max((int(path.name.rsplit("_v", 1)[1]) if "_v" in path.name[len(name) :] else 1 for path in taken), default=0)
@@ -155,24 +173,6 @@ def _run_dir(config: Any, fresh: bool) -> Path:
     if "WORLD_SIZE" not in os.environ:  # launched by us, not by torchrun: the ranks that Lightning starts inherit it
         os.environ[RUN_DIR_VARIABLE] = str(run)
     return run
-
-
-def _loggers(loggers: Any, run: Path, wandb: str) -> Any:
-    """The loggers of the configuration, writing into the run directory, W&B in the mode asked for."""
-    if not isinstance(loggers, list | Namespace):  # a bool or None: Lightning's own choice
-        return loggers
-    kept = []
-    for entry in loggers if isinstance(loggers, list) else [loggers]:
-        kind = entry.class_path.rsplit(".", 1)[-1]
-        if kind == "WandbLogger" and wandb == "disabled":
-            continue
-        if entry.init_args.get("save_dir") in (None, "."):
-            entry.init_args.save_dir = str(run)
-        if kind == "WandbLogger":
-            entry.init_args.offline = wandb == "offline"
-            entry.init_args.name = entry.init_args.get("name") or "/".join(run.parts[-3:])
-        kept.append(entry)
-    return kept
 
 
 def _pretrained(asked: str | None, fitting: bool) -> Path | None:

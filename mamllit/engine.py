@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mamllit.compiling import Backend
 from mamllit.episode import Episode, Examples
+from mamllit.looped import Looped
 from mamllit.methods.base import InnerLoopMethod, Method
 from mamllit.stages import Memory, MetaStep, Staged, Whole
 
@@ -52,7 +53,8 @@ class MetaGradient:
     """Computes the mean meta-loss of a batch of episodes and its gradient.
 
     A method with an inner loop runs in stages, unless it is compiled, takes a single step and the meta-batch is small (sine):
-    then, and for a method that says no more than its `meta_loss`, everything is one function.
+    then, and for a method that says no more than its `meta_loss`, everything is one function. A method that cannot be
+    vectorised runs episode by episode, uncompiled (`mamllit.looped`).
 
     Args:
         method: its `meta_loss` is differentiated with respect to its parameters.
@@ -64,7 +66,8 @@ class MetaGradient:
             a third more time and keeps the memory of one step, however many there are.
 
     Raises:
-        ValueError: for a chunk size below 1 or an unknown word; for "recompute" with a method that has no inner loop.
+        ValueError: for a chunk size below 1 or an unknown word; for "recompute" with a method that has no inner loop; for
+            what a method that cannot be vectorised does not do.
     """
 
     def __init__(self, method: Method, execution: Execution = "auto", compiled: bool = False, memory: Memory = "keep") -> None:
@@ -75,6 +78,14 @@ class MetaGradient:
         self.method, self.execution, self.compiled, self.memory = method, execution, compiled, memory
         trained = [(name, value) for name, value in method.named_parameters() if value.requires_grad]
         self._trained = {f"method.{name}": value for name, value in trained}
+        self._looped: Looped | None = None
+        if not method.vectorised:
+            self._looped = Looped(method, self._trained)
+            if compiled or execution not in ("auto", "loop"):
+                raise ValueError(
+                    f"{type(method).__name__} cannot be vectorised or compiled, but execution is {execution!r} and compile is "
+                    f"{compiled!r}; use execution: auto (or loop) and compile: auto (or false)"
+                )
         self._staging = isinstance(method, InnerLoopMethod) and type(method).meta_loss is InnerLoopMethod.meta_loss
         if memory == "recompute" and not self._staging:
             raise ValueError(
@@ -84,6 +95,8 @@ class MetaGradient:
         self._ways: dict[bool, Whole | Staged] = {}
 
     def __call__(self, episodes: Episode) -> MetaStep:
+        if self._looped is not None:
+            return self._looped(episodes)
         params = {name: value.detach() for name, value in self._trained.items()}
         total = count(episodes)
         size = chunk_size(self.execution, episodes)

@@ -15,6 +15,7 @@ from torch.func import vmap
 from mamllit.backbones.norm import statistics_from
 from mamllit.engine import chunk_size, count, take
 from mamllit.episode import Episode, Examples
+from mamllit.looped import each
 from mamllit.methods.base import Method, State
 
 BatchNorm = Literal["transductive", "inductive"]
@@ -61,7 +62,8 @@ def readings(method: Method, episodes: Episode, steps: int, batch_norms: Sequenc
 
     with torch.inference_mode(False), torch.no_grad():
         episodes, size = ordinary(episodes), chunk_size("auto", episodes, CHUNK)
-        parts = [vmap(one, randomness="different")(take(episodes, i, i + size)) for i in range(0, count(episodes), size)]
+        run = vmap(one, randomness="different") if method.vectorised else each(one)
+        parts = [run(take(episodes, i, i + size)) for i in range(0, count(episodes), size)]
         return {batch_norm: torch.cat([part[batch_norm] for part in parts]) for batch_norm in batch_norms}
 
 

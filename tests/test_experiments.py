@@ -3,6 +3,7 @@
 import inspect
 import pkgutil
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ from mamllit.systems import MetaLearner
 REPOSITORY = Path(__file__).parents[1]
 EXPERIMENTS = REPOSITORY / "experiments"
 OVERLAYS = sorted((EXPERIMENTS / "hardware").rglob("*.yaml"))
-CELLS = [path for path in sorted(EXPERIMENTS.rglob("*.yaml")) if path not in OVERLAYS]
-each_cell = pytest.mark.parametrize("path", CELLS, ids=lambda path: str(path.relative_to(EXPERIMENTS)))
+SWEEPS = sorted((EXPERIMENTS / "sweeps").rglob("*.yaml"))  # of W&B, see tests/experiments/test_sweeps.py
+CELLS = [path for path in sorted(EXPERIMENTS.rglob("*.yaml")) if path not in OVERLAYS + SWEEPS]
+ABSENT = pytest.mark.skipif(find_spec("learn2learn") is None, reason="learn2learn is not installed")
+PARAMS = [pytest.param(path, marks=ABSENT if path.parent.name == "learn2learn" else ()) for path in CELLS]
+each_cell = pytest.mark.parametrize("path", PARAMS, ids=[str(path.relative_to(EXPERIMENTS)) for path in CELLS])
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:(?s).*eprecat.*")  # Lightning's use of jsonargparse
 

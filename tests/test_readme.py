@@ -1,7 +1,7 @@
 """README.md: every command in it is accounted for, and runs in a cheap form; its Python runs as it stands.
 
 Executed, with fewer steps and episodes, in README's order and in one folder, so that `mamllit test` finds what
-`mamllit fit` left: mamllit on sine and on a folder of toy images, `wandb sync` (a dry run), and, where
+`mamllit fit` left: mamllit on sine and on a folder of toy images, `wandb sync` (a dry run), `wandb leet`, and, where
 MAMLLIT_OMNIGLOT is set, mamllit on Omniglot.
 Only checked, because they need a network, mini-ImageNet, an account, a cluster or minutes: a command with `--wandb online` or
 `--data.download` and one under `srun` (its configuration is resolved against the real signatures), `make` (the target
@@ -50,6 +50,8 @@ def category(command: str) -> str:
         return "conda"
     if words[:2] == ["wandb", "sync"]:
         return "sync"
+    if words[:3] == ["wandb", "leet", "inspect"]:
+        return "leet"
     if words[0] == "mamllit" or words[:2] == ["srun", "mamllit"]:
         if any(part in command for part in PARSED):
             return "parsed"
@@ -95,7 +97,7 @@ def test_every_command_is_in_a_category() -> None:
     assert len(commands()) >= 15
     unknown = of("unknown")
     assert not unknown, f"say in this test how these commands of README.md are checked: {unknown}"
-    for kind in ("sine", "omniglot", "parsed", "sync", "make", "own images"):
+    for kind in ("sine", "omniglot", "parsed", "sync", "leet", "make", "own images"):
         assert of(kind), f"README.md has no command left of the category {kind}"
 
 
@@ -128,7 +130,11 @@ def test_there_are_no_commands_outside_bash_blocks() -> None:
 
 def test_the_commands_run_in_order(folder: Path) -> None:
     fits = 0
-    for command in of("sine", "sync"):
+    for command in of("sine", "sync", "leet"):
+        if category(command) == "leet":
+            printed = execute([sys.executable, "-m", *shlex.split(command)], folder)
+            assert "finished (exit code 0)" in printed
+            continue
         if category(command) == "sync":
             runs = [path for word in shlex.split(command)[2:] for path in glob.glob(str(folder / word))]
             assert runs, f"nothing to sync: {command}"

@@ -2,50 +2,19 @@
 
 import json
 import os
-import struct
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from wandb.proto import wandb_internal_pb2
+
+from mamllit.wandb_file import contents
 
 REPOSITORY = Path(__file__).parents[1]
 SINE = str(REPOSITORY / "experiments" / "maml" / "sine_10shot.yaml")
 SMALL = str(REPOSITORY / "tests" / "small.yaml")
-BLOCK, FULL, LAST = 32768, 1, 4  # LevelDB's log format, which wandb writes after 7 bytes of its own
-
-
-def records(path: Path) -> Iterator[Any]:
-    """The records of a .wandb file: each in chunks of (checksum, length, kind), none of them across a block's end."""
-    data, at, parts = path.read_bytes(), 7, b""
-    assert data.startswith(b":W&B")
-    while at < len(data):
-        left = BLOCK - at % BLOCK
-        if left < 7:  # too short for the head of a chunk
-            at += left
-            continue
-        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
-        parts += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (FULL, LAST):
-            yield wandb_internal_pb2.Record.FromString(parts)
-            parts = b""
-
-
-def nested(items: Any) -> dict[str, Any]:
-    """The values of a list of items by key; a value of several parts comes as one item per part."""
-    values: dict[str, Any] = {}
-    for item in items:
-        *outer, key = item.nested_key or [item.key]
-        inner = values
-        for name in outer:
-            inner = inner.setdefault(name, {})
-        inner[key] = json.loads(item.value_json)
-    return values
 
 
 @pytest.fixture(scope="module")
@@ -67,24 +36,11 @@ def wandb_run(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     assert done.returncode == 0, done.stdout
     run = folder / "runs" / "seed_0"
     (file,) = run.glob("wandb/offline-run-*/run-*.wandb")
-    found = list(records(file))
-    config: dict[str, Any] = {}
-    summary: dict[str, Any] = {}
-    history: list[dict[str, Any]] = []
-    for record in found:
-        kind = record.WhichOneof("record_type")
-        if kind == "run":
-            config |= nested(record.run.config.update)
-        elif kind == "config":
-            config |= nested(record.config.update)
-        elif kind == "summary":
-            summary |= nested(record.summary.update)
-        elif kind == "history":
-            history.append(nested(record.history.item))
+    logged = contents(file)
     result = json.loads((run / "result.json").read_text())
     return SimpleNamespace(
-        run=run, files=file.parent / "files", printed=done.stdout, found=found, config=config, summary=summary,
-        history=history, result=result,
+        run=run, files=file.parent / "files", printed=done.stdout, found=logged.records, config=logged.config,
+        summary=logged.summary, history=logged.history, result=result,
     )  # fmt: skip
 
 

@@ -76,6 +76,7 @@ class Conv4(nn.Module):
         image_size: H = W of the images.
         downsample: "stride" (2, in the convolution) or "max_pool" (2x2, rounding down).
         norm_scale: also learn the norm's gamma (not in the paper's code).
+        norm_eps: added to the norm's variance.
         conv_algorithm: see `SameConv2d`.
 
     Shape: [n, in_channels, H, W] -> [n, out_features].
@@ -90,6 +91,7 @@ class Conv4(nn.Module):
         downsample: Literal["stride", "max_pool"],
         norm_scale: bool = False,
         conv_algorithm: ConvAlgorithm = "per_task",
+        norm_eps: float = 1e-3,
     ) -> None:
         super().__init__()
         if downsample not in ("stride", "max_pool"):
@@ -102,7 +104,7 @@ class Conv4(nn.Module):
             SameConv2d(a, b, stride=stride, algorithm=conv_algorithm, add_bias=False)
             for a, b in zip(channels[:-1], channels[1:], strict=True)
         )
-        self.norms = nn.ModuleList(BatchStatNorm(filters, scale=norm_scale) for _ in self.convs)
+        self.norms = nn.ModuleList(BatchStatNorm(filters, norm_eps, norm_scale) for _ in self.convs)
         side = image_size
         for _ in self.convs:
             side = -(-side // 2) if downsample == "stride" else side // 2

@@ -127,6 +127,11 @@ def conv(x: Tensor, weight: Tensor, stride: int, same: bool = True) -> Tensor:
     """Convolution of `x` [n, H, W, C] with `weight` [O, C, k, k], differentiable to any order, fast under `vmap`.
 
     `same`: pad as TensorFlow's SAME does; else not at all (VALID), for images that have their border.
-    Returns [n, ceil(H / stride), ceil(W / stride), O], or [n, (H - k) // stride + 1, ...].
+    Returns [n, ceil(H / stride), ceil(W / stride), O], or [n, (H - k) // stride + 1, ...]. Under `torch.autocast` in its data
+    type, as PyTorch's convolution.
     """
+    device = x.device.type
+    if torch.is_autocast_enabled(device):  # which knows PyTorch's operators only
+        low = torch.get_autocast_dtype(device)
+        x, weight = x.to(low), weight.to(low)
     return Conv.apply(x, weight, stride, same)

@@ -37,6 +37,25 @@ def statistics_from(rows: int | None) -> Iterator[None]:
         _rows = before
 
 
+def counted_rows(x: Tensor) -> Tensor:
+    """Those examples of `x` [n, ...] that statistics are taken from, see `statistics_from`; `x` itself where that is all.
+
+    Raises `ValueError` where `statistics_from` asks for more examples than n.
+    """
+    rows = x.shape[0] if _rows is None else _rows
+    if rows > x.shape[0]:
+        raise ValueError(
+            f"statistics_from({rows}) asks for the statistics of {rows} examples, but the batch has {x.shape[0]}; "
+            "put the examples that count in front"
+        )
+    return x if rows == x.shape[0] else x[:rows]
+
+
+def wide(x: Tensor) -> Tensor:
+    """`x` in float32 at least: the variance of numbers with 8 bits is noise, and an inner loop differentiates it twice."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class BatchStatNorm(nn.Module):
     """Normalise the last dimension's channels over all others with the batch's own statistics, then add `beta`.
 
@@ -70,13 +89,9 @@ class BatchStatNorm(nn.Module):
         border: tuple[int, int] = (0, 0),
         offset: Tensor | None = None,
     ) -> Tensor:
-        rows = x.shape[0] if _rows is None else _rows
-        if rows > x.shape[0]:
-            raise ValueError(
-                f"statistics_from({rows}) asks for the statistics of {rows} examples, but the batch has {x.shape[0]}; "
-                "put the examples that count in front"
-            )
-        counted = x if rows == x.shape[0] else x[:rows]
+        if torch.is_autocast_enabled(x.device.type):
+            x, of = wide(x), None if of is None else wide(of)
+        counted = counted_rows(x)
         whole = x if of is None else of
         alone = of is None and counted is x
         shift = self.beta if self.gamma is None else torch.zeros_like(self.beta)

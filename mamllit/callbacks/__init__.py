@@ -1,7 +1,8 @@
-"""Lightning callbacks: progress bar, figures, result table, a tuned step size, and what keeps a run from losing anything."""
+"""Lightning callbacks: progress, figures, results, W&B's dashboard, a tuned step size, and what lets no run be lost."""
 
 from mamllit.callbacks.checkpoints import DurableCheckpointIO
 from mamllit.callbacks.collapse import CollapseAlarm
+from mamllit.callbacks.dashboard import WandbDashboard
 from mamllit.callbacks.figures import AdaptationFigures
 from mamllit.callbacks.progress import StepProgressBar
 from mamllit.callbacks.results import ResultWriter
@@ -17,4 +18,5 @@ __all__ = [
     "StepProgressBar",
     "Stopped",
     "TunedStepSize",
+    "WandbDashboard",
 ]

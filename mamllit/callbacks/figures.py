@@ -61,7 +61,8 @@ class AdaptationFigures(L.Callback):
         return figures
 
 
-def _outputs(method: Method, episode: Episode, x: Tensor, steps: list[int]) -> dict[int, Tensor]:
+def outputs_after(method: Method, episode: Episode, x: Tensor, steps: list[int]) -> dict[int, Tensor]:
+    """What the method predicts for `x` after each number of inner steps, on the CPU."""
     with torch.inference_mode(False), torch.no_grad():  # `torch.func.grad` differentiates inside all the same
         states = method.trajectory(ordinary(episode).support, max(steps))
         return {s: method.predict(states[min(s, len(states) - 1)], x).cpu() for s in steps}
@@ -77,7 +78,7 @@ def _regression(
     truth = []
     for task in range(tasks):
         episode = Episode(*(type(part)(part.x[task].to(device), part.y[task].to(device)) for part in batch))
-        for s, output in _outputs(method, episode, data.inputs(evaluation, task, x), steps).items():
+        for s, output in outputs_after(method, episode, data.inputs(evaluation, task, x), steps).items():
             curves[s].append(output[:, 0])
         truth.append(data.truth(evaluation, task, x.cpu()))  # type: ignore[attr-defined]
     predictions = {s: torch.stack(values) for s, values in curves.items()}
@@ -91,7 +92,7 @@ def _classification(
     device = next(method.parameters()).device
     batch = data.episodes(evaluation, 0, 1).episodes
     episode = Episode(*(type(part)(part.x[0].to(device), part.y[0].to(device)) for part in batch))
-    logits = _outputs(method, episode, episode.query.x, list(range(max(steps) + 1)))
+    logits = outputs_after(method, episode, episode.query.x, list(range(max(steps) + 1)))
     shown = slice(0, None, max(evaluation.queries, 1))  # one query image of each class
     return classification_adaptation(
         episode.support.x[:: evaluation.shots].cpu(),

@@ -150,7 +150,7 @@ class ResultWriter(L.Callback):
         }
         if stage == "fit":
             result["fit"] = self._fit
-            if best := _best_checkpoint(trainer):
+            if best := best_checkpoint(trainer):
                 result["best_checkpoint"] = best
                 for logger in trainer.loggers:
                     if isinstance(logger, WandbLogger):
@@ -218,7 +218,7 @@ def _as_number(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)
 
 
-def _best_checkpoint(trainer: L.Trainer) -> dict[str, Any] | None:
+def best_checkpoint(trainer: L.Trainer) -> dict[str, Any] | None:
     """Path (from the run directory), monitored metric, its value and step of the best checkpoint; None without one."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:

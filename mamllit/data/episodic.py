@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from mamllit.episode import EpisodeBatch
 
 Protocol = Literal["paper", "standard"]
-BLOCK = 16  # meta-batches drawn in one call
+BLOCK = 16
 PROTOCOL_EPISODES = {"paper": 600, "standard": 2000}
 
 
@@ -59,6 +59,7 @@ class EpisodicDataModule(L.LightningDataModule, ABC):
     """
 
     ways: int  # N, classes per episode; 1 in regression
+    draw_ahead = BLOCK  # meta-batches of a training without workers that are drawn in one call
 
     def __init__(
         self,
@@ -159,7 +160,7 @@ class EpisodicDataModule(L.LightningDataModule, ABC):
         rank, world = self._world()
         share = self.meta_batch_size // world
         # one process alone draws several steps' meta-batches at once: they are one contiguous run of episodes
-        block = BLOCK if world == 1 and self.num_workers == 0 else 1
+        block = self.draw_ahead if world == 1 and self.num_workers == 0 else 1
         drawn: dict[int, Any] = {}
         done = self.trainer.global_step * self.trainer.accumulate_grad_batches if self.trainer is not None else 0
 

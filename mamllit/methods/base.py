@@ -28,6 +28,7 @@ class Method(nn.Module, ABC):
 
     objective: Objective
     optimizer_groups: ClassVar[Mapping[str, Mapping[str, float]]] = {}
+    vectorised: ClassVar[bool] = True  # False where the verbs cannot run under `torch.func.vmap`: episodes then run one by one
 
     @abstractmethod
     def adapt(self, support: Examples, steps: int | None = None) -> State:

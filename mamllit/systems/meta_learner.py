@@ -129,7 +129,8 @@ class MetaLearner(L.LightningModule):
         skip_driver_checks(self.device)
         if self.device.type == "cpu":
             keep_memory()
-        compiled = should_compile(self.compile_setting, int(self.trainer.max_steps), self.device)
+        setting = False if self.compile_setting == "auto" and not self.method.vectorised else self.compile_setting
+        compiled = should_compile(setting, int(self.trainer.max_steps), self.device)
         self.meta_gradient = MetaGradient(self.method, self.execution, compiled, self.memory)
         self._trained = [value for value in self.method.parameters() if value.requires_grad]
         # else the loggers get the last value again at every step
@@ -148,6 +149,10 @@ class MetaLearner(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["skipped_steps"] = self.skipped_steps
+        # Lightning saves before it has counted the step, and makes up for that when it resumes; a save after the last step has
+        # counted it, and a resumed run would log one step late
+        if steps := checkpoint["global_step"]:
+            checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"] = steps - 1
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         loss.backward(*args, **kwargs)
@@ -163,7 +168,12 @@ class MetaLearner(L.LightningModule):
         if (iteration + 1) % self.log_every == 0:
             values = {"train/meta_loss": step.loss, **{f"train/{name}": value for name, value in step.logs.items()}}
             self.log_dict(values, prog_bar=True, batch_size=len(batch.number), sync_dist=True)  # the mean of all ranks
+            self._log_episodes(self.global_step + 1, len(batch.number) * self.trainer.world_size)
         return _ReadyGradient.apply(step.loss, len(step.gradient), *step.gradient.values(), *self._trained)
+
+    def _log_episodes(self, steps: int, meta_batch_size: int) -> None:
+        """An axis for loggers: at equal numbers of it, runs with different meta-batches have seen as many episodes."""
+        self.log("trainer/episodes", float(steps * self.trainer.accumulate_grad_batches * meta_batch_size))
 
     # ---- evaluation ----------------------------------------------------------------------------------------------
 
@@ -215,6 +225,7 @@ class MetaLearner(L.LightningModule):
             if split == "val":
                 headline = summary.mean[min(self.report_step, len(summary.mean) - 1)]
                 self.log(f"val/{metric_name}", headline.float(), prog_bar=True, sync_dist=True)
+                self._log_episodes(self.global_step, self.trainer.datamodule.meta_batch_size)  # type: ignore[attr-defined]
 
     def on_validation_epoch_start(self) -> None:
         self._start_evaluation("val")

@@ -1,0 +1,39 @@
+"""PyTorch's batch norm as learn2learn's examples run it, on the statistics of the batch at hand.
+
+learn2learn's networks keep running statistics that no example of it ever uses; an inner loop would overwrite them from every
+task in turn. They are left out here, and `mamllit.backbones.norm.statistics_from` works, so that a test can be inductive.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mamllit.backbones.norm import counted_rows, wide
+
+
+class BatchStatistics(nn.Module):
+    """Takes the place of a `BatchNorm1d` or `BatchNorm2d`, with the same parameters under the same names.
+
+    Shape: [n, channels, ...] -> the same.
+    """
+
+    def __init__(self, norm: _BatchNorm) -> None:
+        super().__init__()
+        self.eps, self.num_features = norm.eps, norm.num_features
+        self.weight, self.bias = norm.weight, norm.bias  # the very same: a transform of learn2learn may hold them already
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = wide(x.movedim(1, -1))
+        counted = counted_rows(x).flatten(0, -2)
+        y = (x - counted.mean(0)) * torch.rsqrt(counted.var(0, unbiased=False) + self.eps)
+        if self.weight is not None:
+            y = y * self.weight + self.bias
+        return y.movedim(-1, 1)
+
+
+def use_batch_statistics(module: nn.Module) -> None:
+    """Replace every batch norm inside `module`, in place."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, _BatchNorm):
+                setattr(parent, name, BatchStatistics(child))

@@ -1,0 +1,107 @@
+"""Mixed precision: what stays in float32, and how far the meta-gradient is from float32's; the Trainer's plugins."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor
+from toy_images import ToyImages
+
+from mamllit.backbones import MLP, BatchStatNorm, Conv4
+from mamllit.engine import MetaGradient
+from mamllit.episode import Episode
+from mamllit.methods import MAML
+from mamllit.objectives import Classification
+from mamllit.systems import MetaLearner
+
+HALVES = [torch.bfloat16, torch.float16]
+NETS = {
+    "stride": lambda: Conv4(1, 8, 3, 16, "stride"),
+    "max_pool": lambda: Conv4(1, 8, 3, 16, "max_pool"),
+    "mlp": lambda: MLP(256, [16, 16], 3, norm=True),
+}
+
+
+def flat(gradient: dict[str, Tensor]) -> Tensor:
+    return torch.cat([value.flatten() for value in gradient.values()])
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("name", NETS)
+def test_the_meta_gradient_is_float32_and_near_float32_s(
+    name: str, dtype: torch.dtype, image_episodes: Callable[..., Episode]
+) -> None:
+    """Near: an untrained network that is normalised by six images of noise multiplies what rounding leaves."""
+    method = MAML(NETS[name](), Classification(), 0.01, 2, "sum_over_shots")
+    episodes = image_episodes(4, ways=3, shots=2, side=16, dtype=torch.float32)
+    expected = MetaGradient(method)(episodes)
+    with torch.autocast("cpu", dtype):
+        found = MetaGradient(method)(episodes)
+    assert all(value.dtype == torch.float32 for value in (found.loss, *found.gradient.values()))
+    assert found.loss.item() == pytest.approx(expected.loss.item(), rel=0.1)
+    likeness = torch.cosine_similarity(flat(found.gradient), flat(expected.gradient), dim=0)
+    assert (0.7 if dtype == torch.bfloat16 else 0.9) < likeness < 1 - 1e-7  # nearly, and not float32 under another name
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_fast_weights_stay_in_float32(dtype: torch.dtype, image_episodes: Callable[..., Episode]) -> None:
+    """A step of 1e-6 is below what 8 bits can add to a weight, and arrives."""
+    method = MAML(NETS["stride"](), Classification(), 1e-6, 1, "sum_over_shots", frozen=())
+    episodes = image_episodes(1, ways=3, side=16, dtype=torch.float32)
+    with torch.autocast("cpu", dtype):
+        before, after = method.trajectory(type(episodes.support)(episodes.support.x[0], episodes.support.y[0]), 1)
+    for name, value in after.items():
+        assert value.dtype == torch.float32
+        if name.endswith("weight"):
+            change = value - before[name]
+            assert 0 < change.abs().max() < 1e-3
+
+
+def test_the_norm_s_statistics_are_float32_s() -> None:
+    x = (100 + torch.randn(64, 4, 4, 3)).to(torch.bfloat16)  # bfloat16 has steps of 0.5 there
+    norm = BatchStatNorm(3)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = norm(x)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, norm(x.float()))
+
+
+def test_the_convolution_runs_in_the_low_precision_and_its_weight_s_gradient_does_not() -> None:
+    from mamllit.backbones import SameConv2d
+
+    layer = SameConv2d(2, 4)
+    x = torch.rand(3, 8, 8, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = layer(x) - layer.bias  # the sum with the bias is float32
+    assert torch.equal(output, output.to(torch.bfloat16).to(output.dtype))
+    output.float().sum().backward()
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.dtype == torch.float32
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("precision", "used"), [("bf16-mixed", "bf16-mixed"), ("16-mixed", "bf16-mixed")])
+def test_the_trainer_s_plugin_is_obeyed_in_training_and_test(precision: str, used: str, tmp_path: Path) -> None:
+    """Lightning runs 16-mixed as bf16-mixed on a CPU, and says so."""
+    seen: list[torch.dtype | None] = []
+    net = MLP(64, [8], 3, norm=True)
+    net.layers[0].register_forward_hook(
+        lambda module, inputs, output: seen.append(
+            torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+        )
+    )
+    learner = MetaLearner(MAML(net, Classification(), 0.1, 1, "mean"), eval_steps=2)
+    trainer = L.Trainer(
+        max_steps=2, precision=precision, accelerator="cpu", logger=False, enable_checkpointing=False,  # type: ignore[arg-type]
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path, num_sanity_val_steps=0,
+    )  # fmt: skip
+    assert trainer.precision == used
+    trainer.fit(learner, ToyImages())
+    training = set(seen)
+    seen.clear()
+    trainer.test(learner, ToyImages(), verbose=False)
+    assert training == set(seen) == {torch.bfloat16}
+    assert all(value.dtype == torch.float32 for value in learner.parameters())
+    assert learner.summaries["standard[5]"].mean.isfinite().all()
