@@ -1,5 +1,6 @@
 """A run that is killed with no warning and then resumed ends with exactly the weights of one that was left alone."""
 
+import csv
 import json
 import os
 import signal
@@ -118,9 +119,13 @@ def test_the_resumed_run_writes_into_the_same_directory_and_keeps_what_is_there(
     assert [path.name for path in root.iterdir()] == ["seed_0"]
     first, second = (root / "seed_0/csv" / f"version_{session}" / "metrics.csv" for session in (0, 1))
     assert first.read_bytes() == runs.csv[workers]
-    steps = [int(line.split(",")[1]) for line in second.read_text().splitlines()[1:]]
-    assert steps
-    assert all(runs.killed_at[workers] <= step < runs.steps for step in steps)
+    with second.open() as file:
+        rows = list(csv.DictReader(file))
+    trained = [int(row["step"]) for row in rows if row["train/meta_loss"]]
+    assert trained
+    assert all(runs.killed_at[workers] <= step < runs.steps for step in trained)
+    validated = [int(row["step"]) for row in rows if row["val/mse"]]  # beginning with the one that the checkpoint's step owed
+    assert all(runs.killed_at[workers] - 1 <= step < runs.steps for step in validated)
 
 
 @pytest.mark.parametrize("workers", WORKERS)
