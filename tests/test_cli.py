@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 import torch
-from jsonargparse import Namespace
 
 from mamllit import cli
 from mamllit.pretrained import files
@@ -309,35 +308,6 @@ def test_the_progress_bar_can_be_turned_off(tmp_path: Path, capfd: pytest.Captur
     assert "meta-training" in capfd.readouterr().err
     cli.run(short(tmp_path / "without", "--trainer.enable_progress_bar", "false"))
     assert "meta-training" not in capfd.readouterr().err
-
-
-def logger(kind: str, **arguments: Any) -> Namespace:
-    return Namespace(class_path=f"lightning.pytorch.loggers.{kind}", init_args=Namespace(**arguments))
-
-
-def test_loggers_write_into_the_run_directory() -> None:
-    run = Path("runs", "maml", "cell", "seed_0")
-    here, elsewhere, wandb = cli._loggers(
-        [logger("CSVLogger", save_dir="."), logger("CSVLogger", save_dir="logs"), logger("WandbLogger", save_dir=".")],
-        run,
-        "offline",
-    )
-    assert here.init_args.save_dir == wandb.init_args.save_dir == str(run)
-    assert elsewhere.init_args.save_dir == "logs"
-    assert wandb.init_args.name == "maml/cell/seed_0"
-
-
-@pytest.mark.parametrize("many", [True, False])
-@pytest.mark.parametrize(("mode", "offline"), [("offline", [True]), ("online", [False]), ("disabled", [])])
-def test_the_wandb_mode_holds_for_a_list_and_for_a_single_logger(many: bool, mode: str, offline: list[bool]) -> None:
-    entry = logger("WandbLogger", save_dir=".", offline=None)
-    kept = cli._loggers([entry] if many else entry, Path("runs"), mode)
-    assert [entry.init_args.offline for entry in kept] == offline
-
-
-@pytest.mark.parametrize("choice", [None, True, False])
-def test_lightnings_own_choice_of_logger_is_left_to_it(choice: bool | None) -> None:
-    assert cli._loggers(choice, Path("runs"), "offline") is choice
 
 
 def test_run_py_is_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
