@@ -202,14 +202,14 @@ def test_should_compile_auto_needs_a_compiler_on_the_cpu_only(
     assert should_compile("auto", 2000, torch.device("cuda"))
 
 
-def test_auto_does_not_compile_image_batches_of_a_method_without_stages_on_a_cpu(
+def test_on_a_cpu_large_meta_batches_are_recorded_and_small_ones_compiled(
     monkeypatch: pytest.MonkeyPatch, image_episodes: Callable[..., Episode], sine_episodes: Callable[..., Episode]
 ) -> None:
     asked = []
-    monkeypatch.setattr(torch, "compile", lambda function, **options: asked.append(options) or function)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: asked.append(options["backend"]) or function)
     images, sine = Conv4(1, 4, 3, 28, "stride").double(), MLP(1, [4], 1).double()
-    MetaGradient(ANIL(images, Classification(), 0.1, 1, "mean"), compiled="auto")(image_episodes(2, side=28))
-    assert not asked
-    MetaGradient(ANIL(sine, Regression(), 0.1, 1, "mean"), compiled="auto")(sine_episodes(2))
     MetaGradient(ANIL(images, Classification(), 0.1, 1, "mean"), compiled=True)(image_episodes(2, side=28))
+    MetaGradient(ANIL(sine, Regression(), 0.1, 1, "mean"), compiled=True)(sine_episodes(2))
+    assert asked == ["aot_eager", "inductor"]
+    MetaGradient(ANIL(images, Classification(), 0.1, 1, "mean"))(image_episodes(2, side=28))
     assert len(asked) == 2
