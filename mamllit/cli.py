@@ -166,13 +166,19 @@ def _run_dir(config: Any, fresh: bool) -> Path:
         return Path(known)
     name = config.run_name or f"seed_{_seed(config)}{tracking.sweep_suffix()}"
     root = Path(config.trainer.default_root_dir or "runs")
-    taken = [path for path in root.glob(f"{name}*") if re.fullmatch(rf"{re.escape(name)}(_v\d+)?", path.name)]
+    named = (path for path in root.glob(f"{name}*") if re.fullmatch(rf"{re.escape(name)}(_v\d+)?", path.name))
+    taken = [path for path in named if _holds_a_run(path)]
     version = max((int(path.name.rsplit("_v", 1)[1]) if "_v" in path.name[len(name) :] else 1 for path in taken), default=0)
     version = version + 1 if fresh else max(version, 1)
     run = root / (name if version == 1 else f"{name}_v{version}")
     if "WORLD_SIZE" not in os.environ:  # launched by us, not by torchrun: the ranks that Lightning starts inherit it
         os.environ[RUN_DIR_VARIABLE] = str(run)
     return run
+
+
+def _holds_a_run(path: Path) -> bool:
+    """More than an id: that one the first rank writes while other ranks still look for their, the same, directory."""
+    return any(inside.name != tracking.ID_FILE for inside in path.iterdir()) if path.is_dir() else True
 
 
 def _pretrained(asked: str | None, fitting: bool) -> Path | None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+ID_FILE = "wandb_run_id"  # in a run directory
 OWN = (  # where a run lands and how it is watched; no setting of the experiment
     "config",
     "ckpt_path",
@@ -35,7 +36,7 @@ def run_id(run: Path) -> str:
     """
     if asked := os.environ.get("WANDB_RUN_ID"):
         return asked
-    path = run / "wandb_run_id"
+    path = run / ID_FILE
     if path.exists() and (known := path.read_text().strip()):
         return known
     made = secrets.token_hex(4)

@@ -310,6 +310,17 @@ def test_the_progress_bar_can_be_turned_off(tmp_path: Path, capfd: pytest.Captur
     assert "meta-training" not in capfd.readouterr().err
 
 
+def test_a_run_directory_that_holds_no_more_than_an_id_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun does: every rank looks for itself, the first may have written already
+    monkeypatch.delenv(cli.RUN_DIR_VARIABLE, raising=False)
+    config = SimpleNamespace(run_name="seed_0", trainer=SimpleNamespace(default_root_dir=str(tmp_path)))
+    (tmp_path / "seed_0").mkdir()
+    (tmp_path / "seed_0" / "wandb_run_id").write_text("abc")
+    assert cli._run_dir(config, fresh=True) == tmp_path / "seed_0"
+    (tmp_path / "seed_0" / "config.yaml").write_text("")
+    assert cli._run_dir(config, fresh=True) == tmp_path / "seed_0_v2"
+
+
 def test_run_py_is_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = str(REPOSITORY / "experiments" / "run.py")
     monkeypatch.setattr(sys, "argv", [script, *short(tmp_path)])

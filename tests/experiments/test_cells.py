@@ -70,7 +70,9 @@ def test_patterns_choose_cells_with_or_without_the_folder() -> None:
 
 
 def test_all_is_every_table() -> None:
-    assert {cell.table for cell in find_cells(EXPERIMENTS, "all", ["maml/*"])} == {"omniglot", "mini_imagenet", "sine"}
+    assert {cell.table for cell in find_cells(EXPERIMENTS, "all", ["maml/*"])} == {
+        "omniglot", "mini_imagenet", "sine", "sine_line", "frequency_sine",
+    }  # fmt: skip
 
 
 def test_the_name_is_that_of_the_checkpoint_that_comes_with_mamllit() -> None:
