@@ -203,6 +203,7 @@ def test_the_written_config_names_no_run_directory(fitted: SimpleNamespace) -> N
 def test_a_third_fit_takes_the_next_number_and_ignores_longer_names(tmp_path: Path) -> None:
     for name in ("seed_0", "seed_0_v2", "seed_00", "seed_0_v2_old"):
         (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").touch()
     done = cli.run(short(tmp_path))
     assert Path(done.trainer.default_root_dir) == tmp_path / "seed_0_v3"
     assert (tmp_path / "seed_0_v3" / "result.json").exists()
