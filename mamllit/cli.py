@@ -142,9 +142,8 @@ class MamllitCLI(LightningCLI):
     def after_fit(self) -> None:
         if self.trainer.interrupted:
             return
-        self.trainer.save_checkpoint(
-            last_checkpoint(self.trainer), weights_only=False
-        )  # max_steps need not be a multiple of every_n_train_steps
+        # max_steps need not be a multiple of every_n_train_steps
+        self.trainer.save_checkpoint(last_checkpoint(self.trainer), weights_only=False)
         if self.config.fit.test_after_fit:
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         check_written(self.trainer)

@@ -132,8 +132,8 @@ class MetaGradient:
         backend: Backend | None = None
         if self.compiled:
             backend = "inductor" if small or not on_cpu else "aot_eager"
-        one_call = self.compiled and small and self.memory == "keep" and getattr(method, "inner_steps", 0) <= 1
-        if not self._staging or one_call:
+        if not self._staging:
             return Whole(method, self.names(), backend)
         assert isinstance(method, InnerLoopMethod)
-        return Staged(method, self.names(), backend, self.memory)
+        one_call = self.compiled and small and self.memory == "keep" and method.inner_steps <= 1
+        return Whole(method, self.names(), backend) if one_call else Staged(method, self.names(), backend, self.memory)

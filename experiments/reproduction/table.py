@@ -11,7 +11,6 @@ from typing import Any
 from reproduction.cells import Cell
 from reproduction.work import RECORD
 
-BOTH = ("inductive", "transductive")
 Value = tuple[float, float]  # a mean over episodes and the half-width of its 95% interval
 
 

@@ -179,9 +179,8 @@ def _native_input_grad(grad: Tensor, weight: Tensor, places: Places, height: int
         padded, padding = (len(grad), weight.shape[1], height, width), [top, left]
     else:
         padded, padding = (len(grad), weight.shape[1], height + top + bottom, width + left + right), [0, 0]
-    image = torch.empty(
-        padded, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last
-    )  # only its size is read
+    # only its size is read
+    image = torch.empty(padded, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
     found = _backward(grad, image, weight, places, padding, [True, False, False])[0].permute(0, 2, 3, 1)
     if padding == [0, 0]:
         found = found[:, top : top + height, left : left + width]

@@ -1,8 +1,8 @@
 """Normalising by a batch's own statistics, a shift and ReLU as one operator; its first two derivatives in closed form.
 
-Left to autograd, the second derivative of a batch norm is some forty passes over memory, and on a CPU those, not the
-convolutions, are half of a meta-gradient's time. In closed form (`norm_kernels`) it is a handful, on a few tasks at a time,
-whose numbers then stay in the cache. A third derivative is made by autograd. On an accelerator the same formulas are plain
+Left to autograd, the derivatives of a batch norm are many passes over memory, which on a CPU take a large part of a
+meta-gradient's time. In closed form (`norm_kernels`) they are a handful, on a few tasks at a time, whose numbers then stay in
+the cache. A third derivative is made by autograd. On an accelerator the same formulas are plain
 operators, which the compiler fuses.
 """
 
