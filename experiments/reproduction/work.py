@@ -74,8 +74,10 @@ def steps_of(checkpoint: Path) -> int:
     return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"] if checkpoint.exists() else 0
 
 
-def train(cell: Cell, seed: int, options: Options) -> Path:
+def train(cell: Cell, seed: int, options: Options, test: bool = False) -> Path:
     """The run directory of a training of the length asked for, or of a longer one; begins or goes on where it must.
+
+    With `test` the same process tests the last weights, too.
 
     Raises:
         Failed: when mamllit fails, or stops before the last step.
@@ -83,7 +85,8 @@ def train(cell: Cell, seed: int, options: Options) -> Path:
     root, steps = options.run_root(cell), options.steps or cell.max_steps
     done = steps_of(newest_run(root, seed) / "checkpoints" / "last.ckpt")
     if done < steps:
-        words: list[object] = ["fit", "-c", cell.path, "--seed_everything", seed, "--test_after_fit", "false"]
+        words: list[object] = ["fit", "-c", cell.path, "--seed_everything", seed]
+        words += [] if test else ["--test_after_fit", "false"]
         words += ["--trainer.max_steps", steps] if steps != cell.max_steps else []
         words += ["--trainer.val_check_interval", steps] if steps < cell.val_check_interval else []
         words += ["--trainer.default_root_dir", root] if options.runs is not None else []

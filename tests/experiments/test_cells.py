@@ -38,7 +38,7 @@ def test_every_maml_cell_of_the_papers_table_is_there_with_its_value() -> None:
         assert cells[name].published_ci95 == {"paper": {steps: ci95}}
         assert cells[name].inner_steps == [steps] == [cells[name].report_step]
         assert cells[name].max_steps == 60000
-    (sine,) = maml("sine").values()
+    sine = maml("sine")["sine_10shot"]
     assert sine.published == {"paper/5-shot": {1: 0.67, 5: 0.38, 10: 0.35}}
     assert sine.inner_steps == [1, 5, 10]
 
@@ -112,5 +112,5 @@ def test_damaged_data_are_named_too(tmp_path: Path) -> None:
 
 
 def test_generated_data_are_always_there() -> None:
-    (cell,) = maml("sine").values()
+    cell = maml("sine")["sine_10shot"]
     assert cell.data_problem(None) is None
