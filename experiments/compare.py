@@ -29,7 +29,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", nargs="+", default=[], metavar="PATTERN", help="only these, e.g. 'maml/*'")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds to train with (0 1 2)")
-    parser.add_argument("--steps", type=int, help="iterations to train for (the cell's own: the paper's number)")
+    parser.add_argument("--steps", type=int, help="iterations to train for at most (the cell's own number)")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder of table and figure (runs/compare)")
     parser.add_argument("--runs", type=Path, help="folder of the trainings (runs, as in the YAMLs)")
     parser.add_argument("--only_report", action="store_true", help="train nothing; table what is finished")

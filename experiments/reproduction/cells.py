@@ -87,9 +87,10 @@ def find_cells(experiments: Path, table: str, patterns: Sequence[str] = ()) -> l
     """
     every = []
     for path in sorted(experiments.rglob("*.yaml")):
-        if match := re.match(r"(.+?)_\d", path.stem):
+        match, document = re.match(r"(.+?)_\d", path.stem), yaml.safe_load(path.read_text())
+        if match and "model" in document:  # a sweep has none
             name = str(path.relative_to(experiments).with_suffix(""))
-            every.append(Cell(name, match[1], _relative(path), yaml.safe_load(path.read_text())))
+            every.append(Cell(name, match[1], _relative(path), document))
     cells = [cell for cell in every if table in (cell.table, "all")]
     if not cells:
         raise ValueError(f"no table is named {table!r}; there are: {', '.join(sorted({c.table for c in every}))}, all")

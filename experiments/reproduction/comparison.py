@@ -62,13 +62,21 @@ def eval_steps(cell: Cell) -> int:
     return max(own, STEPS) if own else 0
 
 
+def asked_steps(cell: Cell, options: Options) -> int:
+    """Meta-updates to train for: as asked, and no more than the cell's own number."""
+    return min(options.steps or cell.max_steps, cell.max_steps)
+
+
 def finish(cell: Cell, seed: int, options: Options) -> Path:
     """The directory of a run that is trained as far as asked for, and tested; does what is missing.
 
     Raises:
         Failed: when mamllit fails, or the training stops before its last step.
     """
-    wanted = replace(options, more=["--model.eval_steps", str(eval_steps(cell)), "--wandb", "disabled", *options.more])
+    steps = asked_steps(cell, options)
+    wanted = replace(
+        options, steps=steps, more=["--model.eval_steps", str(eval_steps(cell)), "--wandb", "disabled", *options.more]
+    )
     run = train(cell, seed, wanted, test=True)
     if not was_tested(run, eval_steps(cell)):
         root = options.run_root(cell)
@@ -97,7 +105,7 @@ def read(cell: Cell, seed: int, options: Options) -> Run | None:
     """A finished run; None where there is none, or one shorter than what is asked for."""
     folder = newest_run(options.run_root(cell), seed)
     done = steps_of(folder / "checkpoints" / "last.ckpt")
-    if done < (options.steps or cell.max_steps) or not was_tested(folder, eval_steps(cell)):
+    if done < asked_steps(cell, options) or not was_tested(folder, eval_steps(cell)):
         return None
     result = json.loads((folder / "result.json").read_text())
     fit = result.get("fit", {})

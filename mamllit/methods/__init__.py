@@ -11,6 +11,7 @@ from mamllit.methods.maml import MAML
 from mamllit.methods.maml_plus_plus import MAMLPlusPlus
 from mamllit.methods.meta_sgd import MetaSGD
 from mamllit.methods.mt_net import MTNet
+from mamllit.methods.multi_task import MultiTask
 from mamllit.methods.platipus import PLATIPUS
 from mamllit.methods.reptile import Reptile
 
@@ -28,5 +29,6 @@ __all__ = [
     "MTNet",
     "MetaSGD",
     "Method",
+    "MultiTask",
     "Reptile",
 ]

@@ -75,6 +75,11 @@ def test_all_is_every_table() -> None:
     }  # fmt: skip
 
 
+def test_a_sweep_is_no_cell() -> None:
+    assert (EXPERIMENTS / "sweeps/omniglot_5way_1shot_inner_loop.yaml").exists()
+    assert not [cell.name for cell in find_cells(EXPERIMENTS, "all") if cell.name.startswith("sweeps")]
+
+
 def test_the_name_is_that_of_the_checkpoint_that_comes_with_mamllit() -> None:
     assert maml("omniglot")["omniglot_5way_1shot"].key == "maml_omniglot_5way_1shot"
 

@@ -19,6 +19,7 @@ from reproduction.cells import Cell, find_cells  # noqa: E402
 from reproduction.comparison import (  # noqa: E402
     Compared,
     Run,
+    asked_steps,
     collect,
     eval_steps,
     finish,
@@ -87,6 +88,12 @@ def test_a_run_counts_when_it_is_long_enough_and_tested_after_its_last_checkpoin
     os.utime(folder / "episodes.csv", (1, 1))
     assert not was_tested(folder, 10)
     assert collect([MAML], [0], options)[0].runs == []
+
+
+def test_nothing_is_trained_for_longer_than_its_own_experiment_says() -> None:
+    few = CELLS["multi_task/sine_10shot"]
+    assert [asked_steps(cell, Options(Path(), 300)) for cell in (MAML, few)] == [300, 10]
+    assert asked_steps(MAML, Options(Path())) == 70000
 
 
 def test_what_is_missing_is_done_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from mamllit.methods import (
     MetaSGD,
     Method,
     MTNet,
+    MultiTask,
     Reptile,
 )
 from mamllit.objectives import Classification
@@ -48,6 +49,9 @@ ENTRIES: dict[type[Method], Callable[[], Method]] = {
     BMAML: lambda: BMAML(MLP(SIDE * SIDE, [6, 5], WAYS, norm=True), Classification(), 0.1, 2, "sum_over_shots", particles=3),
     LLAMA: lambda: LLAMA(MLP(SIDE * SIDE, [6, 5], WAYS, norm=True), Classification(), 0.1, 2, "sum_over_shots", 0.1, models=2),
     MTNet: lambda: MTNet(MLP(SIDE * SIDE, [6, 5], WAYS, norm=True), Classification(), 0.1, 2, "sum_over_shots"),
+    MultiTask: lambda: MultiTask(
+        MLP(SIDE * SIDE, [6, 5], WAYS, norm=True), Classification(), 0.1, 2, "mean", 0.01, 3, "l2_to_mean", 0.1
+    ),
     Reptile: lambda: Reptile(MLP(SIDE * SIDE, [6, 5], WAYS, norm=True), Classification(), 0.1, 2, 4, "adam"),
 }
 

@@ -43,13 +43,16 @@ class Competitor(Protocol):
 
 
 def build(name: str, row: Problem, dtype: torch.dtype, device: str) -> Competitor:
-    """The competitor `name`, with the row's seeded weights.
+    """The competitor `name`, with the row's seeded weights; or the method of the experiment whose YAML `name` is the path of.
 
     Raises:
         ValueError: for an unknown name.
         ImportError: where the library is not there.
         Unsupported: where it cannot do the row.
     """
+    if name.endswith(".yaml"):
+        made: Competitor = importlib.import_module("suite.peers.cell").build(name, row, dtype, device)
+        return made
     if name not in FILES:
         raise ValueError(f"there is no competitor {name!r}; there are {', '.join(FILES)}")
     return importlib.import_module(f"suite.peers.{FILES[name]}").build(row, dtype, device)
