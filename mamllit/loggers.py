@@ -47,3 +47,4 @@ def _identify(arguments: Namespace, run: Path, config: Any, seed: int) -> None:
         arguments[name] = arguments.get(name) or value
     # what waits to be uploaded stays with the run
     os.environ.setdefault("WANDB_DATA_DIR", str(run.resolve() / "wandb" / "data"))
+    os.environ.setdefault("WANDB_FINISH_TIMEOUT", "600")  # W&B waits for hours at the end of a run, for a server that is gone

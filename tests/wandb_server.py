@@ -1,4 +1,4 @@
-"""A stand-in for the server of `wandb sweep` and `wandb agent`: it knows one sweep, a grid, and hands out its runs."""
+"""A stand-in for the W&B server: it lets a run begin, and knows one sweep, a grid, whose runs it hands out to agents."""
 
 import itertools
 import json
@@ -55,6 +55,11 @@ class Server:
             self._fill()
             project = {"id": "project", "name": PROJECT, "entity": {"id": "entity", "name": ENTITY}}
             return {"upsertSweep": {"sweep": {"id": SWEEP, "name": SWEEP, "project": project}, "configValidationWarnings": []}}
+        if "upsertBucket" in query:
+            project = {"id": "project", "name": PROJECT, "entity": {"id": "entity", "name": ENTITY}}
+            run = {"id": "run", "name": variables.get("name"), "displayName": variables.get("displayName"), "project": project}
+            nothing = {"config": "{}", "summaryMetrics": "{}", "historyLineCount": 0, "logLineCount": 0, "eventsLineCount": 0}
+            return {"upsertBucket": {"bucket": run | nothing, "inserted": True}}
         if "createAgent" in query:
             return {"createAgent": {"agent": {"id": "agent"}}}
         if "agentHeartbeat" in query:

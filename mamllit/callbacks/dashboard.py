@@ -1,5 +1,6 @@
 """What Weights & Biases shows of a run beyond its scalars: adaptation curves, test episodes, histograms, the best model."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import wandb
 from lightning.pytorch.loggers import WandbLogger
 
 from mamllit.callbacks.examples import episode_rows
+from mamllit.callbacks.logs import unharmed
 from mamllit.callbacks.results import best_checkpoint
 from mamllit.data import EpisodicDataModule
 from mamllit.systems.meta_learner import MetaLearner
@@ -50,14 +52,18 @@ class WandbDashboard(L.Callback):
         if not histograms:  # Lightning skips a hook that cannot be called
             self.on_before_optimizer_step = None  # type: ignore[assignment, method-assign]
 
-    def _run(self, trainer: L.Trainer) -> Any:
-        """The tracker's run; None without one, and on every rank but the first."""
+    def _log(self, trainer: L.Trainer, log: Callable[[Any], None]) -> None:
+        """Let `log` do its work on the tracker's run, if there is one, on the first rank; where it fails, the run goes on."""
         found = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
-        return found[0].experiment if found and trainer.is_global_zero else None
+        if found and trainer.is_global_zero:
+            with unharmed(found[0]):
+                log(found[0].experiment)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        if (trainer.global_step + 1) % self.histograms or (run := self._run(trainer)) is None:
-            return
+        if (trainer.global_step + 1) % self.histograms == 0:
+            self._log(trainer, lambda run: self._log_histograms(run, trainer, pl_module))
+
+    def _log_histograms(self, run: Any, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         values: dict[str, Any] = {STEP: trainer.global_step}
         for name, parameter in pl_module.named_parameters():
             own = name.removeprefix("method.")
@@ -68,8 +74,10 @@ class WandbDashboard(L.Callback):
         run.log(values)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not isinstance(pl_module, MetaLearner) or (run := self._run(trainer)) is None:
-            return
+        if isinstance(pl_module, MetaLearner):
+            self._log(trainer, lambda run: self._log_fit(run, trainer, pl_module))
+
+    def _log_fit(self, run: Any, trainer: L.Trainer, pl_module: MetaLearner) -> None:
         if "val" in pl_module.summaries:
             run.log({"adaptation/val": _curve(pl_module, ["val"]), STEP: trainer.global_step})
         best = best_checkpoint(trainer)
@@ -81,10 +89,10 @@ class WandbDashboard(L.Callback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if not (isinstance(pl_module, MetaLearner) and isinstance(data, EpisodicDataModule)):
-            return
-        if (run := self._run(trainer)) is None:
-            return
+        if isinstance(pl_module, MetaLearner) and isinstance(data, EpisodicDataModule):
+            self._log(trainer, lambda run: self._log_test(run, pl_module, data))
+
+    def _log_test(self, run: Any, pl_module: MetaLearner, data: EpisodicDataModule) -> None:
         step = {STEP: pl_module.trained_steps}
         for evaluation in pl_module.evaluation_sets:
             names = [r.name for r in pl_module.readings if r.evaluation == evaluation and r.name in pl_module.summaries]

@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from mamllit.callbacks.logs import unharmed
 from mamllit.data import EpisodicDataModule, EvaluationSet
 from mamllit.episode import Episode
 from mamllit.evaluation import ordinary
@@ -44,7 +45,8 @@ class AdaptationFigures(L.Callback):
             print(f"figure: {path}")
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
-                    logger.log_image(f"figures/{key}", [str(path)])
+                    with unharmed(logger):
+                        logger.log_image(f"figures/{key}", [str(path)])
 
     def draw(self, learner: MetaLearner, data: EpisodicDataModule, title: str) -> dict[str, Figure]:
         """The figures by name."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_info
@@ -12,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from mamllit import durable
 from mamllit.callbacks.checkpoints import DurableCheckpointIO, newest
 from mamllit.callbacks.logs import keep_going
-from mamllit.callbacks.stopping import CleanStop
+from mamllit.callbacks.stopping import CleanStop, last_checkpoint
 
 
 def plugins(asked: Any) -> list[Any]:
@@ -52,9 +53,12 @@ def check_written(trainer: L.Trainer) -> None:
     """To be called at the end of a run.
 
     Raises:
-        OSError: where a checkpoint is missing because it could not be written.
+        OSError: where the last or the best checkpoint is missing because it could not be written.
     """
     io = trainer.strategy.checkpoint_io
-    if isinstance(io, DurableCheckpointIO) and io.failed and trainer.is_global_zero:
-        failed = "; ".join(f"{path} ({why})" for path, why in io.failed.items())
+    if not isinstance(io, DurableCheckpointIO) or not trainer.is_global_zero:
+        return
+    needed = [str(last_checkpoint(trainer))]
+    needed += [c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
+    if failed := "; ".join(f"{path} ({io.failed[path]})" for path in needed if path in io.failed):
         raise OSError(f"the run has ended, but its weights could not be saved: {failed}. The results above are valid")

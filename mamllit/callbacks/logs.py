@@ -4,43 +4,94 @@ import csv
 import io
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.loggers.logger import rank_zero_experiment
+from wandb.errors import AuthenticationError, CommError
 
 from mamllit import durable
 
 GUARDED = ("log_metrics", "log_hyperparams", "save", "finalize", "after_save_checkpoint")
 
 
+class SturdyWandbLogger(WandbLogger):
+    """Lightning's, which logs offline where the server cannot be reached at the start of a run."""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The run of W&B.
+
+        Raises:
+            AuthenticationError: where the server answers that it does not know the key.
+        """
+        try:
+            return super().experiment
+        except AuthenticationError:
+            raise
+        except CommError as error:
+            warnings.warn(
+                f"the W&B server cannot be reached ({error}); this run is logged offline, into {self.save_dir}/wandb, from "
+                "where `wandb sync` publishes it later",
+                stacklevel=2,
+            )
+            self._offline = True
+            return super().experiment
+
+
 def keep_going(loggers: list[Logger]) -> None:
     """Let no logger end the run. A CSVLogger keeps in memory what it could not write, and writes it when it can again."""
     for logger in loggers:
+        if type(logger) is WandbLogger:  # by now, for jsonargparse knows the arguments of Lightning's class only
+            logger.__class__ = SturdyWandbLogger
         said: set[str] = set()
         for name in GUARDED:
-            setattr(logger, name, _guarded(logger, getattr(logger, name), said))
+            if hasattr(type(logger), name):
+                setattr(logger, name, _guarded(logger, name, said))
 
 
-def _guarded(logger: Logger, method: Callable, said: set[str]) -> Callable:
-    kind = type(logger).__name__
+@contextmanager
+def unharmed(logger: Logger, said: set[str] | None = None) -> Iterator[None]:
+    """A block that gives something to a logger: where that fails it is said, unless it is in `said`, and the run goes on."""
+    try:
+        yield
+    except Exception as error:  # wandb has errors of many kinds; none of them is worth a training
+        problem = f"{type(error).__name__}: {error}"
+        if said is None or problem not in said:
+            if said is not None:
+                said.add(problem)
+            kind = type(logger).__name__.removeprefix("Sturdy")
+            warnings.warn(f"{kind} cannot log ({problem}); the run goes on, and its result files do not need it", stacklevel=4)
+
+
+def _guarded(logger: Logger, name: str, said: set[str]) -> Callable:
+    method = getattr(logger, name)
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        try:
+        returned = None
+        with unharmed(logger, said):
             if isinstance(logger, CSVLogger) and isinstance(logger.experiment, ExperimentWriter):
                 logger.experiment.save = _whole_rows(logger.experiment)  # type: ignore[method-assign]
-            return method(*args, **kwargs)
-        except Exception as error:  # wandb has errors of many kinds; none of them is worth a training
-            problem = f"{type(error).__name__}: {error}"
-            if problem not in said:
-                said.add(problem)
-                warnings.warn(
-                    f"{kind} cannot log ({problem}); the run goes on, and its result files do not need it", stacklevel=2
-                )
-            return None
+            returned = method(*args, **kwargs)
+        if name == "finalize" and isinstance(logger, CSVLogger):
+            _keep_the_rest(logger)
+        return returned
 
     return call
+
+
+def _keep_the_rest(logger: CSVLogger) -> None:
+    """The rows that could not be written until the end, into a file elsewhere."""
+    writer = logger._experiment
+    if isinstance(writer, ExperimentWriter) and writer.metrics:
+        durable.keep(
+            Path(logger.log_dir) / "metrics_not_written.csv", _rows(_columns(writer.metrics), writer.metrics, header=True)
+        )
 
 
 def _whole_rows(writer: Any) -> Callable[[], None]:
@@ -51,7 +102,7 @@ def _whole_rows(writer: Any) -> Callable[[], None]:
             return
         path = str(writer.metrics_file_path)
         known = list(writer.metrics_keys)
-        keys = sorted({*known, *(key for row in writer.metrics for key in row)})
+        keys = _columns([dict.fromkeys(known), *writer.metrics])
         size = os.path.getsize(path) if os.path.exists(path) else 0
         try:
             if size and keys == known:
@@ -70,6 +121,10 @@ def _whole_rows(writer: Any) -> Callable[[], None]:
         writer.metrics_keys, writer.metrics = keys, []
 
     return save
+
+
+def _columns(rows: list[dict[str, Any]]) -> list[str]:
+    return sorted({key for row in rows for key in row})
 
 
 def _rows(keys: list[str], rows: list[dict[str, Any]], header: bool = False) -> str:

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mamllit import durable
+from mamllit.callbacks.logs import unharmed
 from mamllit.callbacks.provenance import commit, versions
 from mamllit.metrics import Summary
 from mamllit.systems.meta_learner import MetaLearner
@@ -47,6 +48,7 @@ class ResultWriter(L.Callback):
         self.published_ci95: Published = published_ci95 or {}
         self.table_steps = tuple(table_steps)
         self._fit: dict[str, Any] = {}
+        self._kept: Path | None = None  # where result.json is: elsewhere where the run directory could not be written
         self._clock, self._first_step, self._seconds_before = 0.0, 0, 0.0
 
     def state_dict(self) -> dict[str, Any]:
@@ -91,7 +93,7 @@ class ResultWriter(L.Callback):
         self._write(trainer, pl_module, "test")
         if trainer.is_global_zero:
             Console(width=max(Console().width, 144)).print(self.table(pl_module))
-            print(f"results: {Path(trainer.default_root_dir) / 'result.json'}")
+            print(f"results: {self._kept or 'above, for they could not be written'}")
 
     # ---- the printed table ---------------------------------------------------------------------------------------
 
@@ -132,7 +134,8 @@ class ResultWriter(L.Callback):
             return
         folder = Path(trainer.default_root_dir)
         path = folder / "result.json"
-        result = json.loads(path.read_text()) if path.exists() else {}
+        before = self._kept or path
+        result = json.loads(before.read_text()) if before.exists() else {}
         result |= {
             "method": type(learner.method).__name__,
             "metric": learner.method.objective.metric_name,
@@ -154,11 +157,12 @@ class ResultWriter(L.Callback):
                 result["best_checkpoint"] = best
                 for logger in trainer.loggers:
                     if isinstance(logger, WandbLogger):
-                        logger.experiment.summary["best_checkpoint"] = best
+                        with unharmed(logger):
+                            logger.experiment.summary["best_checkpoint"] = best
         for reading in learner.readings:
             if reading.name in learner.summaries:
                 result.setdefault("results", {})[reading.name] = _as_json(reading, learner.summaries[reading.name])
-        durable.keep(path, json.dumps(result, indent=2))
+        self._kept = durable.keep(path, json.dumps(result, indent=2))
         if stage == "test":
             header = ("set", "batch_norm", "episode", "steps", learner.method.objective.metric_name)
             text = io.StringIO(newline="")
@@ -189,7 +193,8 @@ class ResultWriter(L.Callback):
         ]  # fmt: skip
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.log_table("test/results", columns=columns, data=data)
+                with unharmed(logger):
+                    logger.log_table("test/results", columns=columns, data=data)
 
 
 def _with_interval(mean: float | None, ci95: float | None) -> str:
@@ -219,9 +224,13 @@ def _as_number(value: float) -> float | str:
 
 
 def best_checkpoint(trainer: L.Trainer) -> dict[str, Any] | None:
-    """Path (from the run directory), monitored metric, its value and step of the best checkpoint; None without one."""
+    """Path (from the run directory), monitored metric, its value and step of the best checkpoint; None without one, and where
+    the disk holds another than the best, which could not be written."""
+    failed = getattr(trainer.strategy.checkpoint_io, "failed", {})
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
+            if callback.best_model_path in failed or not Path(callback.best_model_path).exists():
+                return None
             path, folder = Path(callback.best_model_path), Path(trainer.default_root_dir).resolve()
             assert callback.best_model_score is not None
             return {
