@@ -20,6 +20,16 @@ def test_write_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["file"]
 
 
+def test_the_bytes_are_on_the_disk_before_the_file_takes_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a power cut leaves the old file or the new one: content, then name, then the folder that holds the name."""
+    done = []
+    for name in ("fsync", "replace"):
+        original = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *a, name=name, original=original: (done.append(name), original(*a))[1])
+    durable.write(tmp_path / "file", "content")
+    assert done == ["fsync", "replace", "fsync"]
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     durable.write(tmp_path / "file", "old")
     monkeypatch.setattr(os, "fsync", full)

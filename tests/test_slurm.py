@@ -3,6 +3,7 @@
 pytest -m slurm tests/test_slurm.py -s        (as root on Debian; installs slurm-wlm and munge where they are missing)
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from mamllit.wandb_file import contents
 
 REPOSITORY = Path(__file__).parents[1]
 CLUSTER = REPOSITORY / "experiments" / "slurm" / "local_cluster.sh"
@@ -95,6 +98,12 @@ def submit(environment: dict[str, str], root: Path) -> str:
     return call(environment, "sbatch", *options, script, *RUN, "--trainer.default_root_dir", str(root))
 
 
+def submit_urgent(environment: dict[str, str]) -> None:
+    """A job that needs the whole node for three seconds, and pre-empts."""
+    size = ["--partition", "urgent", "--ntasks", "1", "--cpus-per-task", "4"]
+    call(environment, "sbatch", *size, "-o", "/dev/null", "--wrap", "sleep 3")
+
+
 def until(condition, what: str, seconds: float = 900) -> None:
     end = time.monotonic() + seconds
     while not condition():
@@ -108,25 +117,22 @@ def state(environment: dict[str, str], job: str) -> str:
     return text.split("JobState=", 1)[1].split()[0] if "JobState=" in text else "GONE"
 
 
+def same_tracked_run(run: Path, saved: int) -> None:
+    """Both starts of the job are one W&B run, which goes on where the checkpoint was; the second process logs nothing."""
+    first, second = (contents(file) for file in sorted(run.glob("wandb/offline-run-*/run-*.wandb")))
+    print(f"W&B run id of the first start {first.run.run_id}, of the second {second.run.run_id}")
+    assert first.run.run_id == second.run.run_id == (run / "wandb_run_id").read_text()
+    steps = [[row["trainer/global_step"] for row in part.history if "train/meta_loss" in row] for part in (first, second)]
+    assert steps[0] and all(step < saved for step in steps[0])  # what was logged before the signal is on the disk
+    assert steps[1] and all(step >= saved for step in steps[1])
+
+
 @pytest.mark.slurm
 def test_a_preempted_job_comes_back_and_ends_with_the_same_bits(slurm: dict[str, str], tmp_path: Path) -> None:
     preempted = submit(slurm, tmp_path / "preempted")
     checkpoints = tmp_path / "preempted" / "seed_0" / "checkpoints"
     until((checkpoints / "last.ckpt").exists, "the first checkpoint")
-    call(
-        slurm,
-        "sbatch",
-        "--partition",
-        "urgent",
-        "--ntasks",
-        "1",
-        "--cpus-per-task",
-        "4",
-        "-o",
-        "/dev/null",
-        "--wrap",
-        "sleep 3",
-    )
+    submit_urgent(slurm)
     until(lambda: state(slurm, preempted) in ("PENDING", "REQUEUED"), "pre-empted and queued again")
     saved = torch.load(checkpoints / "last.ckpt", weights_only=False)["global_step"]
     print(f"checkpoint of step {saved}")
@@ -135,6 +141,7 @@ def test_a_preempted_job_comes_back_and_ends_with_the_same_bits(slurm: dict[str,
     until(lambda: state(slurm, preempted) in ("COMPLETED", "FAILED", "CANCELLED", "GONE"), "the end")
     print((tmp_path / "preempted.log").read_text())
     assert state(slurm, preempted) == "COMPLETED"
+    same_tracked_run(tmp_path / "preempted" / "seed_0", saved)
     whole = submit(slurm, tmp_path / "whole")
     until(lambda: state(slurm, whole) in ("COMPLETED", "FAILED", "CANCELLED", "GONE"), "the end")
     assert state(slurm, whole) == "COMPLETED", (tmp_path / "whole.log").read_text()
@@ -143,3 +150,34 @@ def test_a_preempted_job_comes_back_and_ends_with_the_same_bits(slurm: dict[str,
     for name, value in other["state_dict"].items():
         assert torch.equal(one["state_dict"][name], value), name
     assert [path.name for path in (tmp_path / "preempted").iterdir()] == ["seed_0"]
+
+
+@pytest.mark.slurm
+def test_the_array_job_of_a_table_goes_on_after_a_preemption(slurm: dict[str, str], tmp_path: Path) -> None:
+    """Two cells x two seeds and a task too many, two at once; the first two are pre-empted."""
+    for table in ("maml", "anil"):
+        text = (REPOSITORY / f"experiments/{table}/sine_10shot.yaml").read_text()
+        (tmp_path / f"{table}.yaml").write_text(text.replace("default_root_dir: runs/", f"default_root_dir: {tmp_path}/runs/"))
+    environment = slurm | {"CELLS": f"{tmp_path}/*.yaml", "SEEDS": "0 1"}
+    options = ["--parsable", "--partition", "spare", "--cpus-per-task", "2", "--output", f"{tmp_path}/task_%a.log"]
+    script = "experiments/slurm/table.sbatch"
+    job = call(environment, "sbatch", "--array", "0-4%2", *options, script, *RUN[2:])
+    started = [tmp_path / "runs/anil/sine_10shot" / f"seed_{seed}/checkpoints/last.ckpt" for seed in (0, 1)]
+    until(lambda: all(path.exists() for path in started), "the first checkpoints of the first two tasks")
+    submit_urgent(slurm)
+    until(lambda: ended(slurm, job), "the end", 1800)
+    logs = [(tmp_path / f"task_{task}.log").read_text() for task in range(5)]
+    for task, log in enumerate(logs[:4]):
+        cell, seed = ("anil", "maml")[task // 2], task % 2
+        result = json.loads((tmp_path / f"runs/{cell}/sine_10shot/seed_{seed}/result.json").read_text())
+        assert (result["seed"], result["steps_done"]) == (seed, STEPS), log
+        print("\n".join(line for line in log.splitlines() if line.startswith(("job ", "stopped by"))))
+        assert ("start 2: mamllit fit" in log) == (task < 2), log
+    assert "task 4: there are 2 cells x 2 seeds, tasks 0 to 3; nothing to do" in logs[4]
+
+
+def ended(environment: dict[str, str], job: str) -> bool:
+    """Whether no task of the array waits or runs."""
+    words = ["squeue", "--noheader", "--array", "--jobs", job, "--format", "%T"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    return done.returncode != 0 or not done.stdout.split()  # Slurm forgets jobs that ended some minutes ago

@@ -226,9 +226,9 @@ def _as_number(value: float) -> float | str:
 def best_checkpoint(trainer: L.Trainer) -> dict[str, Any] | None:
     """Path (from the run directory), monitored metric, its value and step of the best checkpoint; None without one, and where
     the disk holds another than the best, which could not be written."""
-    failed = getattr(trainer.strategy.checkpoint_io, "failed", {})
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
+            failed = getattr(trainer.strategy.checkpoint_io, "failed", ())
             if callback.best_model_path in failed or not Path(callback.best_model_path).exists():
                 return None
             path, folder = Path(callback.best_model_path), Path(trainer.default_root_dir).resolve()

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 
 from mamllit.backbones import MLP, Conv4
-from mamllit.callbacks import ResultWriter
+from mamllit.callbacks import DurableCheckpointIO, ResultWriter
 from mamllit.data import EvaluationSet
 from mamllit.methods import MAML
 from mamllit.metrics import Summary
@@ -63,6 +63,7 @@ def trainer(folder: Path, **changes: Any) -> Any:
         "global_step": 700,
         "max_steps": 1000,
         "checkpoint_callbacks": [],
+        "strategy": SimpleNamespace(checkpoint_io=DurableCheckpointIO()),
     }
     return SimpleNamespace(**{**values, **changes})
 
@@ -184,6 +185,17 @@ def test_the_best_checkpoint_is_named(learner: MetaLearner, tmp_path: Path, scor
     ResultWriter().on_train_end(trainer(tmp_path, checkpoint_callbacks=[last, best]), learner)
     expected = {"path": "checkpoints/best.ckpt", "monitor": "val/mse", "score": written, "step": 640}
     assert result(tmp_path)["best_checkpoint"] == expected
+
+
+def test_a_best_checkpoint_that_could_not_be_written_is_not_named(learner: MetaLearner, tmp_path: Path) -> None:
+    path = tmp_path / "best.ckpt"
+    torch.save({"global_step": 640}, path)  # of an earlier best
+    best = ModelCheckpoint(monitor="val/mse")
+    best.best_model_path, best.best_model_score = str(path), torch.tensor(0.25)
+    of = trainer(tmp_path, checkpoint_callbacks=[best])
+    of.strategy.checkpoint_io.failed[str(path)] = "No space left on device"
+    ResultWriter().on_train_end(of, learner)
+    assert "best_checkpoint" not in result(tmp_path)
 
 
 def test_without_a_validation_no_best_checkpoint_is_named(learner: MetaLearner, tmp_path: Path) -> None:
