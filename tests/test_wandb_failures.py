@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -83,7 +84,8 @@ def test_the_trackers_process_is_killed(tmp_path: Path) -> None:
     printed, _ = process.communicate(timeout=240)
     check(process, printed, tmp_path / "runs/seed_0")
     assert "killed W&B's process" in printed
-    assert "WandbLogger cannot log (ConnectionResetError: Connection lost); the run goes on, and its result" in printed
+    message = r"WandbLogger cannot log \(\w+: .*\); the run goes on, and its result files do not need it"
+    assert re.search(message, printed), printed
 
 
 def test_a_server_that_cannot_be_reached_means_offline(tmp_path: Path) -> None:

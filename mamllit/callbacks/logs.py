@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import wandb
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
@@ -40,7 +41,8 @@ class SturdyWandbLogger(WandbLogger):
                 "where `wandb sync` publishes it later",
                 stacklevel=2,
             )
-            self._offline = True
+            wandb.teardown()  # its process holds the run's id, and has read its settings
+            self._offline, self._wandb_init["mode"] = True, "offline"
             return super().experiment
 
 
