@@ -28,8 +28,8 @@ from mamllit.data.pool import ClassPool
 
 def pool(seed: int) -> ClassPool:
     random = np.random.default_rng(seed)
-    kinds = random.integers(0, 2, (12, 1, 1, 28, 28)) * 255  # a pattern for each class, of which each image loses a part
-    images = torch.from_numpy((kinds * (random.random((12, 6, 1, 28, 28)) < 0.8)).astype(np.uint8))
+    kinds = random.integers(0, 2, (12, 1, 1, 4, 4)).repeat(7, -1).repeat(7, -2) * 255  # 16 squares for each class
+    images = torch.from_numpy((kinds * (random.random((12, 6, 1, 28, 28)) < 0.9)).astype(np.uint8))
     return ClassPool(images.flatten(0, 1), np.arange(13) * 6, tuple(str(c) for c in range(12)))
 
 
@@ -63,7 +63,7 @@ def test_a_learn2learn_script_trains_and_tests_through_mamllit(tmp_path: Path) -
     out = tmp_path / "run"
     printed, accuracy = run([str(tmp_path / "toy.py"), "--root", "toy"], out)
     assert "accuracy on meta-test after n gradient steps" in printed
-    assert accuracy["taskset[20]"][1] > 0.4  # of 5 ways; it learns
+    assert accuracy["taskset[20]"][0] < 0.5 and accuracy["taskset[20]"][5] > 0.8  # of 5 ways: adapting helps
     (file,) = out.glob("wandb/offline-run-*/run-*.wandb")
     logged = contents(file)
     assert [row["trainer/global_step"] for row in logged.history if "train/meta_loss" in row] == [9, 19]
@@ -77,4 +77,4 @@ def test_it_runs_on_omniglot(tmp_path: Path) -> None:
     if not (images := os.environ.get("MAMLLIT_OMNIGLOT")):
         pytest.skip("MAMLLIT_OMNIGLOT is not set: the folder of the Omniglot zips or of the extracted folders")
     _, accuracy = run([str(EXAMPLE), "--root", images], tmp_path / "run")
-    assert accuracy["taskset[20]"][1] > 0.3
+    assert accuracy["taskset[20]"][0] < 0.5 and accuracy["taskset[20]"][5] > 0.5
