@@ -1,4 +1,4 @@
-"""Figures of methods that draw: predictive samples with their spread, and mask probabilities. No input or output."""
+"""Figures of what methods draw and learn: predictive samples, mask probabilities, step sizes. No input or output."""
 
 from collections.abc import Mapping
 
@@ -50,6 +50,29 @@ def mask_probabilities(layers: Mapping[str, Tensor], title: str) -> Figure:
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlabel("output units of the layer, in order")
     axes.set_ylabel("probability of being adapted")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
+    axes.set_title(title, fontsize=10)
+    return figure
+
+
+def step_sizes(layers: Mapping[str, Tensor], title: str) -> Figure:
+    """The learned step sizes of each parameter (Li et al. 2017): in order, on an axis that is linear within 0.01 of zero.
+
+    Args:
+        layers: name -> step sizes of any shape; below zero the step goes up the support loss.
+    """
+    figure = Figure(figsize=(5.2, 3.8), layout="constrained")
+    axes = figure.add_subplot()
+    axes.axhline(0, color="#777777", linewidth=0.8)
+    for name, sizes in layers.items():
+        values = sizes.flatten().sort().values
+        place = [(i + 0.5) / len(values) for i in range(len(values))]
+        label = f"{name} ({100 * (values < 0).double().mean().item():.0f}% below zero)"
+        axes.plot(place, values, linewidth=1.4, marker="o" if len(values) == 1 else "", label=label)
+    axes.set_yscale("symlog", linthresh=0.01)
+    axes.set_xlabel("share of the parameter's entries, in order of their step size")
+    axes.set_ylabel("step size")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
     axes.set_title(title, fontsize=10)

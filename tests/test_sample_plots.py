@@ -2,7 +2,7 @@
 
 import torch
 
-from mamllit.sample_plots import mask_probabilities, predictive_samples
+from mamllit.sample_plots import mask_probabilities, predictive_samples, step_sizes
 
 
 def test_predictive_samples_draws_all_models_their_mean_and_their_spread() -> None:
@@ -24,3 +24,11 @@ def test_mask_probabilities_has_a_line_per_layer() -> None:
     first, second = figure.axes[0].lines
     assert [round(v, 3) for v in first.get_ydata().tolist()] == [0.1, 0.9]
     assert (first.get_label(), second.get_label()) == ("a (mean 0.50)", "head (mean 0.50)")
+
+
+def test_step_sizes_has_a_line_per_parameter_and_says_how_many_are_negative() -> None:
+    figure = step_sizes({"w": torch.tensor([[0.3, -0.1], [0.2, 0.1]]), "b": torch.tensor([-0.2])}, "t")
+    _, w, b = figure.axes[0].lines
+    assert [round(v, 3) for v in w.get_ydata().tolist()] == [-0.1, 0.1, 0.2, 0.3]
+    assert (w.get_label(), b.get_label()) == ("w (25% below zero)", "b (100% below zero)")
+    assert list(w.get_xdata()) == [0.125, 0.375, 0.625, 0.875]

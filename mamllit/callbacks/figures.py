@@ -15,11 +15,16 @@ from mamllit.episode import Episode
 from mamllit.evaluation import ordinary
 from mamllit.methods import Method
 from mamllit.plotting import classification_adaptation, learning_curve, regression_adaptation
+from mamllit.sample_plots import mask_probabilities, step_sizes
 from mamllit.systems.meta_learner import MetaLearner
+
+# What a method may tell of itself, layer by layer: the verb -> the figure's name and how it is drawn.
+LEARNED = {"mask_probabilities": ("mask_probabilities", mask_probabilities), "learned_rates": ("step_sizes", step_sizes)}
 
 
 class AdaptationFigures(L.Callback):
-    """At the end of a test: the adaptation of a few episodes (the MAML paper's figure 2) and the metric over the steps.
+    """At the end of a test: the adaptation of a few episodes (the MAML paper's figure 2), the metric over the steps, and what
+    the method has learned beside weights, where it tells (an MT-net's mask probabilities, Meta-SGD's step sizes).
 
     Args:
         steps: numbers of inner steps to draw.
@@ -60,6 +65,9 @@ class AdaptationFigures(L.Callback):
                 learner.method, data, evaluation, steps, self.episodes, f"{title}, K = {shots}"
             )
             figures[f"adaptation_{shots}shot"] = figure
+        for verb, (name, draw) in LEARNED.items():
+            if tell := getattr(learner.method, verb, None):
+                figures[name] = draw({layer: value.cpu() for layer, value in tell().items()}, title)
         return figures
 
 

@@ -12,7 +12,7 @@ import torch
 from mamllit.backbones import MLP
 from mamllit.callbacks import AdaptationFigures
 from mamllit.data import EpisodicDataModule, EvaluationSet, SineDataModule
-from mamllit.methods import MAML
+from mamllit.methods import MAML, MetaSGD, MTNet
 from mamllit.metrics import Summary
 from mamllit.objectives import Classification, Regression
 from mamllit.systems import MetaLearner
@@ -22,7 +22,7 @@ TESTS = Path(__file__).parents[1]
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def after_test(method: MAML, data: EpisodicDataModule, eval_steps: int = 3) -> MetaLearner:
+def after_test(method: MAML | MetaSGD | MTNet, data: EpisodicDataModule, eval_steps: int = 3) -> MetaLearner:
     """A learner as a test leaves it, with made-up values."""
     learner = MetaLearner(method, eval_steps=eval_steps)
     learner.evaluation_sets = data.evaluation_sets("test")
@@ -73,6 +73,20 @@ def test_a_regression_test_writes_the_curve_and_one_figure_per_shots(
     names = {"figures/learning_curve.png", "figures/adaptation_5shot.png", "figures/adaptation_10shot.png"}
     assert written(tmp_path) == names
     assert set(capsys.readouterr().out.splitlines()) == {f"figure: {tmp_path / name}" for name in names}
+
+
+def test_what_a_method_has_learned_beside_weights_is_drawn() -> None:
+    _, data = sine()
+    figures = {}
+    for method in (MetaSGD(MLP(1, [8], 1), Regression(), "mean"), MTNet(MLP(1, [8], 1), Regression(), 0.01, 1, "mean")):
+        drawn = AdaptationFigures(steps=(0,), episodes=1).draw(after_test(method, data, 1), data, "t")
+        figures |= {name: figure for name, figure in drawn.items() if not name.startswith(("learning", "adaptation"))}
+    assert set(figures) == {"step_sizes", "mask_probabilities"}
+    labels = [line.get_label() for line in figures["step_sizes"].axes[0].lines]
+    assert labels[1:] == [f"layers.{i}.{kind} (0% below zero)" for i in (0, 1) for kind in ("weight", "bias")]
+    assert [line.get_label() for line in figures["mask_probabilities"].axes[0].lines] == [
+        "layers.0 (mean 0.50)", "layers.1 (mean 0.50)",
+    ]  # fmt: skip
 
 
 def test_a_classification_test_writes_the_curve_and_an_episode(
