@@ -30,8 +30,8 @@ class EpisodeMetric(Metric):
     Args:
         diverged_above: a value above this counts as diverged; None means only non-finite values do.
 
-    `update(index, values)` takes episode numbers [T] and values [T, steps + 1]. `compute()` gives a `Summary`; it puts the
-    episodes in order first and counts each once, so it does not depend on how they were spread over ranks and batches.
+    `update(index, values)` takes episode numbers [T] and values [T, steps + 1]. `summary()` puts the episodes in order first
+    and counts each once, so it does not depend on how they were spread over ranks and batches.
     """
 
     full_state_update = False
@@ -57,6 +57,12 @@ class EpisodeMetric(Metric):
         first = torch.ones_like(index, dtype=torch.bool)
         first[1:] = index[1:] != index[:-1]
         return index[first], values[first]
+
+    def summary(self) -> Summary:
+        """What `compute()` finds, each [steps + 1]; torchmetrics takes the dimension from tensors of one number there."""
+        found: Summary = self.compute()
+        mean, ci95, median, diverged = (value.reshape(-1) for value in found[:4])
+        return Summary(mean, ci95, median, diverged, found.episodes)
 
     def compute(self) -> Summary:
         self.ordered = self.per_episode()  # of all ranks: compute runs on the synchronised state

@@ -11,7 +11,7 @@ from mamllit.metrics import EpisodeMetric, Summary
 def summary_of(values: Tensor, **options: float) -> Summary:
     metric = EpisodeMetric(**options)
     metric.update(torch.arange(len(values)), values)
-    return metric.compute()
+    return metric.summary()
 
 
 @pytest.mark.parametrize("episodes", [2, 9, 10])
@@ -46,7 +46,7 @@ def test_order_batches_and_duplicates_do_not_matter() -> None:
     metric = EpisodeMetric()
     for batch in ([7, 2, 9], [0], [2, 7, 1, 3], [8, 6, 5, 4, 0, 9]):  # 0, 2, 7 and 9 come twice
         metric.update(torch.tensor(batch), values[batch])
-    summary = metric.compute()
+    summary = metric.summary()
     assert summary.episodes == 10
     for got, want in zip(summary[:4], expected[:4], strict=True):
         assert torch.equal(got, want)
@@ -86,6 +86,13 @@ def test_reset_forgets() -> None:
     metric.update(torch.arange(3), torch.ones(3, 1))
     metric.reset()
     metric.update(torch.arange(2), torch.zeros(2, 1))
-    summary = metric.compute()
+    summary = metric.summary()
     assert summary.episodes == 2
     assert summary.mean.item() == 0
+
+
+def test_one_number_of_steps_is_still_a_dimension() -> None:
+    """A network that is not adapted (an oracle) is tested after no steps alone."""
+    summary = summary_of(torch.tensor([[1.0], [2.0]]))
+    assert all(value.shape == (1,) for value in (summary.mean, summary.ci95, summary.median, summary.diverged))
+    assert summary.mean.tolist() == [1.5]

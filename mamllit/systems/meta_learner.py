@@ -213,7 +213,7 @@ class MetaLearner(L.LightningModule):
     def _finish_evaluation(self, split: Literal["val", "test"]) -> None:
         metric_name = self.method.objective.metric_name
         for name, metric in self.metrics.items():
-            summary: Summary = metric.compute()
+            summary: Summary = metric.summary()
             self.summaries[name] = summary
             self.per_episode[name] = metric.ordered
             prefix = f"{split}/{name}/" if split == "test" else f"{split}/"

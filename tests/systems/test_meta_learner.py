@@ -290,7 +290,7 @@ def test_test_summarises_every_evaluation_set(inference_mode: bool) -> None:
         batch = data.episodes(evaluation)
         metric = EpisodeMetric()
         metric.update(batch.number, evaluate(method, batch.episodes, 2).detach())
-        expected, got = metric.compute(), system.summaries[evaluation.name]
+        expected, got = metric.summary(), system.summaries[evaluation.name]
         assert got.episodes == 12
         torch.testing.assert_close(list(got[:4]), list(expected[:4]), rtol=1e-5, atol=1e-6)
         assert (got.mean[0] - got.mean[2]).abs() > 1e-3
