@@ -253,7 +253,7 @@ def test_a_short_fit_lowers_the_sine_loss_after_adaptation() -> None:
     method = MAML(MLP(1, [40, 40], 1), Regression(), 0.01, 1, "sum_over_shots")
     system = MetaLearner(method, lambda params: torch.optim.Adam(params, lr=0.02), eval_steps=1)
     data = make_data(meta_batch_size=25, val_episodes=100, eval_batch_size=100)
-    trainer = make_trainer(60, limit_val_batches=1.0, val_check_interval=60, num_sanity_val_steps=0)
+    trainer = make_trainer(200, limit_val_batches=1.0, val_check_interval=200, num_sanity_val_steps=0)
     trainer.validate(system, data, verbose=False)
     before = system.summaries["val"].mean
     trainer.fit(system, data)
