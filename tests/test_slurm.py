@@ -3,6 +3,7 @@
 pytest -m slurm tests/test_slurm.py -s        (as root on Debian; installs slurm-wlm and munge where they are missing)
 """
 
+import csv
 import json
 import os
 import shutil
@@ -119,12 +120,16 @@ def state(environment: dict[str, str], job: str) -> str:
 
 def same_tracked_run(run: Path, saved: int) -> None:
     """Both starts of the job are one W&B run, which goes on where the checkpoint was; the second process logs nothing."""
-    first, second = (contents(file) for file in sorted(run.glob("wandb/offline-run-*/run-*.wandb")))
-    print(f"W&B run id of the first start {first.run.run_id}, of the second {second.run.run_id}")
-    assert first.run.run_id == second.run.run_id == (run / "wandb_run_id").read_text()
-    steps = [[row["trainer/global_step"] for row in part.history if "train/meta_loss" in row] for part in (first, second)]
-    assert steps[0] and all(step < saved for step in steps[0])  # what was logged before the signal is on the disk
-    assert steps[1] and all(step >= saved for step in steps[1])
+    first, second = sorted(run.glob("wandb/offline-run-*/run-*.wandb"))
+    logged = contents(second)
+    print(f"W&B files of the two starts: {first.name} and {second.name}")
+    assert first.name == second.name == f"run-{logged.run.run_id}.wandb"
+    assert logged.run.run_id == (run / "wandb_run_id").read_text()
+    steps = [row["trainer/global_step"] for row in logged.history if "train/meta_loss" in row]
+    assert steps and all(step >= saved for step in steps)
+    with (run / "csv/version_0/metrics.csv").open() as file:  # Slurm's signal ends W&B's process, which may not have written it
+        before = [int(row["step"]) for row in csv.DictReader(file) if row["train/meta_loss"]]
+    assert before == list(range(4, saved, 5))
 
 
 @pytest.mark.slurm

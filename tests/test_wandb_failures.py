@@ -27,7 +27,7 @@ what, *arguments = sys.argv[1:]
 sys.argv = ["mamllit"]
 original = CleanStop.on_train_batch_end
 
-def kill_core():
+def signal_core(number):
     mine = f"--pid\\0{os.getpid()}".encode()
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -35,8 +35,12 @@ def kill_core():
         except OSError:
             continue
         if b"wandb-core" in words and mine in words:
-            os.kill(int(process.name), signal.SIGKILL)
-            print("killed W&B's process", flush=True)
+            os.kill(int(process.name), number)
+            print("sent to W&B's process:", number.name, flush=True)
+
+def preempt():
+    signal_core(signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 def server_goes():
     print("end the server", flush=True)
@@ -44,7 +48,7 @@ def server_goes():
 
 def at_seven(self, trainer, *rest):
     if trainer.global_step == 7:
-        {"kill": kill_core, "server": server_goes, "nothing": lambda: None}[what]()
+        {"kill": lambda: signal_core(signal.SIGKILL), "preempt": preempt, "server": server_goes, "nothing": int}[what]()
     original(self, trainer, *rest)
 
 CleanStop.on_train_batch_end = at_seven
@@ -74,18 +78,39 @@ def check(process: subprocess.Popen[str], printed: str, run: Path) -> None:
     assert result["steps_done"] == 22
     assert set(result["results"]) == {"val", "paper[20]"}
     assert torch.load(run / "checkpoints/last.ckpt", weights_only=False)["global_step"] == 22
+    assert trained(run) == [4, 9, 14, 19]
+
+
+def trained(run: Path) -> list[int]:
+    """The steps whose loss is in the CSV file."""
     with (run / "csv/version_0/metrics.csv").open() as file:
-        assert [int(row["step"]) for row in csv.DictReader(file) if row["train/meta_loss"]] == [4, 9, 14, 19]
+        return [int(row["step"]) for row in csv.DictReader(file) if row["train/meta_loss"]]
 
 
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for W&B's process in /proc")
+needs_proc = pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for W&B's process in /proc")
+
+
+@needs_proc
 def test_the_trackers_process_is_killed(tmp_path: Path) -> None:
     process = start(tmp_path, "kill", "offline")
     printed, _ = process.communicate(timeout=240)
     check(process, printed, tmp_path / "runs/seed_0")
-    assert "killed W&B's process" in printed
+    assert "sent to W&B's process: SIGKILL" in printed
     message = r"WandbLogger cannot log \(\w+: .*\); the run goes on, and its result files do not need it"
     assert re.search(message, printed), printed
+
+
+@needs_proc
+def test_a_preemption_that_reaches_the_trackers_process_loses_no_number(tmp_path: Path) -> None:
+    """Slurm signals every process of a job, and W&B's ends at once, without what it had not yet written."""
+    process = start(tmp_path, "preempt", "offline")
+    printed, _ = process.communicate(timeout=240)
+    run = tmp_path / "runs/seed_0"
+    assert process.returncode == 143, printed
+    assert "sent to W&B's process: SIGTERM" in printed
+    assert "stopped by SIGTERM after step 7" in printed
+    assert trained(run) == [4]
+    assert torch.load(run / "checkpoints/last.ckpt", weights_only=False)["global_step"] == 7
 
 
 def test_a_server_that_cannot_be_reached_means_offline(tmp_path: Path) -> None:
