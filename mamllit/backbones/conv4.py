@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mamllit.backbones.conv_kernels import same_padding
+from mamllit.backbones.conv_kernels import output_size, same_padding
 from mamllit.backbones.convolution import conv
-from mamllit.backbones.norm import BatchStatNorm
+from mamllit.backbones.moments import SMALL_PATCH, fold
+from mamllit.backbones.norm import BatchStatNorm, counted_rows
+from mamllit.backbones.rectify import rectify
 
 ConvAlgorithm = Literal["per_task", "conv2d"]
 
@@ -122,30 +124,57 @@ class Conv4(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """What the head sees, [n, features]."""
         x = x.permute(0, 2, 3, 1)
-        if self.downsample == "stride":
-            return self._strided(x).mean((1, 2))
-        for convolve, norm in zip(self.convs, self.norms, strict=True):
-            x = convolve(x)
-            if norm.gamma is None:
-                # a norm without gamma and ReLU never fall, so the maximum before them is that after, from fewer pixels
-                x = norm(x, of=max_pool(x), relu=True, offset=convolve.bias)
-            else:
-                x = max_pool(norm(x, relu=True, offset=convolve.bias))
-        return x.flatten(1)
-
-    def _strided(self, x: Tensor) -> Tensor:
-        """The blocks where convolutions have stride 2; the padding that one needs is put there by the norm before it."""
+        if self.downsample == "max_pool":
+            for convolve, norm in zip(self.convs, self.norms, strict=True):
+                x = self._pooled(x, convolve, norm)
+            return x.flatten(1)
         before, after = same_padding(x.shape[1], 3, 2)
         x = F.pad(x, (0, 0, before, after, before, after))
-        for depth, (convolve, norm) in enumerate(zip(self.convs, self.norms, strict=True), 1):
-            x = convolve(x, padded=True)
-            border = same_padding(x.shape[1], 3, 2) if depth < len(self.convs) else (0, 0)
-            x = norm(x, relu=True, border=border, offset=convolve.bias)
-        return x
+        for convolve, norm in zip(self.convs, self.norms, strict=True):
+            x = self._strided(x, convolve, norm, last=convolve is self.convs[-1])
+        return x.mean((1, 2))
+
+    def _pooled(self, x: Tensor, convolve: nn.Module, norm: nn.Module) -> Tensor:
+        if folds(x, convolve, norm):
+            y, shift = _folded(x, convolve, norm, padded=False)
+            return rectify(max_pool(y), shift)
+        x = convolve(x)
+        if norm.gamma is None:
+            # a norm without gamma and ReLU never fall, so the maximum before them is that after, from fewer pixels
+            return norm(x, of=max_pool(x), relu=True, offset=convolve.bias)
+        return max_pool(norm(x, relu=True, offset=convolve.bias))
+
+    def _strided(self, x: Tensor, convolve: nn.Module, norm: nn.Module, last: bool) -> Tensor:
+        """A block whose convolution has stride 2; the padding that the next one needs is put there by the norm."""
+        side = output_size(x.shape[1], 3, 2, False)
+        border = (0, 0) if last else same_padding(side, 3, 2)
+        if folds(x, convolve, norm):
+            return rectify(*_folded(x, convolve, norm, padded=True), border)
+        return norm(convolve(x, padded=True), relu=True, border=border, offset=convolve.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.features(x)
         return x if self.head is None else self.head(x)
+
+
+def folds(x: Tensor, convolve: nn.Module, norm: nn.Module) -> bool:
+    """Whether `norm` can be folded into the weights of `convolve`, and should be: not where a hook wants the map between."""
+    return (
+        type(convolve) is SameConv2d
+        and type(norm) is BatchStatNorm
+        and convolve.algorithm == "per_task"
+        and norm.gamma is None
+        and x.shape[-1] * convolve.kernel**2 <= SMALL_PATCH
+        and x.device.type in ("cpu", "cuda")  # float64
+        and not torch.is_autocast_enabled(x.device.type)
+        and not (convolve._forward_hooks or convolve._forward_pre_hooks or norm._forward_hooks or norm._forward_pre_hooks)
+    )
+
+
+def _folded(x: Tensor, convolve: nn.Module, norm: nn.Module, padded: bool) -> tuple[Tensor, Tensor]:
+    """The normalised map less its shift, and the shift."""
+    weight, mean = fold(counted_rows(x), convolve.weight, convolve.stride, not padded, norm.eps)
+    return conv(x, weight, convolve.stride, same=not padded), norm.beta - mean + 0 * convolve.bias
 
 
 def max_pool(x: Tensor) -> Tensor:

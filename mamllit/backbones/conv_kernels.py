@@ -4,6 +4,7 @@ A batch of tasks runs as one batched product over patches where these are small,
 convolution. Shapes as in `mamllit.backbones.convolution`; nothing here is differentiable.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -54,12 +55,13 @@ def conv(x: Tensor, weight: Tensor, stride: int, same: bool) -> Tensor:
         return _native(x, weight, places)
     _, rows, columns = places.of(x)
     out = x.new_empty(*x.shape[:2], rows, columns, weight.shape[1])
+    scratch = Scratch()
     for tasks in _blocks(x, places, PATCH_BYTES * stride**2):
         if tasks is None:
             for task in range(len(x)):
                 out[task] = _native(x[task], weight[task], places)
         else:
-            torch.bmm(_patches(x[tasks], places), _matrix(weight[tasks]).mT, out=out[tasks].flatten(1, 3))
+            torch.bmm(patches(x[tasks], places, scratch), _matrix(weight[tasks]).mT, out=out[tasks].flatten(1, 3))
     return out
 
 
@@ -69,14 +71,15 @@ def conv_input_grad(grad: Tensor, weight: Tensor, stride: int, same: bool, heigh
     if grad.dim() == 4:
         return _native_input_grad(grad, weight, places, height, width)
     channels = weight.shape[2]
-    out = grad.new_empty(*grad.shape[:2], height, width, channels)
+    out, scratch = grad.new_empty(*grad.shape[:2], height, width, channels), Scratch()
     for tasks in _blocks(out, places, PATCH_BYTES * stride**2):
         if tasks is None:
             for task in range(len(grad)):
                 out[task] = _native_input_grad(grad[task], weight[task], places, height, width)
         else:
-            patches = torch.bmm(grad[tasks].flatten(1, 3), _matrix(weight[tasks]))
-            out[tasks] = _fold(patches, out[tasks].shape, grad.shape[-3:-1], places)
+            images, matrix = grad[tasks].flatten(1, 3), _matrix(weight[tasks])
+            columns = scratch(grad, (*images.shape[:2], matrix.shape[2]))
+            _fold(torch.bmm(images, matrix, out=columns), out[tasks], grad.shape[-3:-1], places)
     return out
 
 
@@ -86,17 +89,17 @@ def conv_weight_grad(x: Tensor, grad: Tensor, stride: int, same: bool, kernel: i
     if x.dim() == 4:
         return _native_weight_grad(x, grad, places)
     filters, channels = grad.shape[-1], x.shape[-1]
-    out = x.new_empty(len(x), filters, kernel, kernel, channels)
+    out, scratch = x.new_empty(len(x), filters, kernel, kernel, channels), Scratch()
     for tasks in _blocks(x, places, WEIGHT_PATCH_BYTES):
         if tasks is None:
             for task in range(len(x)):
                 out[task] = _native_weight_grad(x[task], grad[task], places).permute(0, 2, 3, 1)
             continue
-        patches, some = _patches(x[tasks], places), grad[tasks].flatten(1, 3)
+        rows, some = patches(x[tasks], places, scratch), grad[tasks].flatten(1, 3)
         if channels <= THIN_CHANNELS:  # this way round is two to three times as fast for nine columns, and the copy is small
-            out[tasks].flatten(2).copy_(torch.bmm(patches.mT, some).mT)
+            out[tasks].flatten(2).copy_(torch.bmm(rows.mT, some).mT)
         else:
-            torch.bmm(some.mT, patches, out=out[tasks].flatten(2))
+            torch.bmm(some.mT, rows, out=out[tasks].flatten(2))
     return out.permute(0, 1, 4, 2, 3)
 
 
@@ -136,7 +139,21 @@ def _pad(x: Tensor, places: Places) -> Tensor:
     return out
 
 
-def _patches(x: Tensor, places: Places) -> Tensor:
+class Scratch:
+    """Memory for one block's patches, the same for the next: it is in the cache then."""
+
+    def __init__(self) -> None:
+        self.memory: Tensor | None = None
+
+    def __call__(self, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """An empty tensor of `shape`; the first call has the largest."""
+        size = math.prod(shape)
+        if self.memory is None:
+            self.memory = like.new_empty(size)
+        return self.memory[:size].view(shape)
+
+
+def patches(x: Tensor, places: Places, scratch: Scratch) -> Tensor:
     """[T, n, H, W, C] -> [T, n * h * w, k * k * C]: each row the pixels under the kernel at one place."""
     n, rows, columns = places.of(x)
     padded, channels, (kernel, stride, _) = _pad(x, places), x.shape[-1], places
@@ -146,26 +163,34 @@ def _patches(x: Tensor, places: Places) -> Tensor:
         (task, image, row * stride, column * stride, row, 1),
         padded.storage_offset(),
     )
-    return view.reshape(len(x), n * rows * columns, kernel**2 * channels)
+    out = scratch(x, (len(x), n * rows * columns, kernel**2 * channels))
+    out.view(view.shape).copy_(view)
+    return out
 
 
-def _fold(patches: Tensor, shape: torch.Size, result: torch.Size, places: Places) -> Tensor:
-    """The transpose of `_patches`: sums [T, n * h * w, k * k * C] into images of `shape` [T, n, H, W, C]; `result`: (h, w)."""
-    (tasks, n, height, width, channels), (rows, columns), (kernel, stride, _) = shape, result, places
-    (top, _), (left, _) = places.padding(height, width)
-    patches = patches.view(tasks, n, rows, columns, kernel, kernel, channels)
-    tall, wide = (rows - 1) * stride + kernel, (columns - 1) * stride + kernel
-    out = patches.new_empty(tasks, n, max(tall, top + height), max(wide, left + width), channels)
-    out[:, :, rows * stride :].zero_()  # the first `stride` offsets reach every pixel before these once, and are copied
-    out[:, :, : rows * stride, columns * stride :].zero_()
+def _fold(folded: Tensor, images: Tensor, result: torch.Size, places: Places) -> None:
+    """The transpose of `patches`: sums [T, n * h * w, k * k * C] into `images` [T, n, H, W, C]; `result`: (h, w)."""
+    (tasks, n, height, width, channels), (rows, columns), (kernel, stride, _) = images.shape, result, places
+    (top, bottom), (left, right) = places.padding(height, width)
+    folded = folded.view(tasks, n, rows, columns, kernel, kernel, channels)
+    out = images
+    if top or bottom or left or right:
+        out = folded.new_empty(tasks, n, top + height + bottom, left + width + right, channels)
+    tall, wide = (rows - 1) * stride + 1, (columns - 1) * stride + 1
+    together = stride if kernel >= stride else 0  # so many pixels of a row, neighbours in memory, go at once
+    for i in range(together):  # these offsets reach every pixel once, but for the last ones
+        lines = out[:, :, i : i + tall : stride, : columns * stride].unflatten(-2, (columns, stride))
+        lines.copy_(folded[..., i, :stride, :])
+    out[:, :, rows * together :].zero_()  # by now most of it is in the cache, which writing single columns first would not use
+    out[:, :, : rows * together, columns * together :].zero_()
     for i in range(kernel):
-        for j in range(kernel):
-            some = out[:, :, i : i + tall - kernel + 1 : stride, j : j + wide - kernel + 1 : stride]
-            if i < stride and j < stride:
-                some.copy_(patches[..., i, j, :])
-            else:
-                some.add_(patches[..., i, j, :])
-    return out[:, :, top : top + height, left : left + width]
+        if together and i >= together:
+            lines = out[:, :, i : i + tall : stride, : columns * stride].unflatten(-2, (columns, stride))
+            lines.add_(folded[..., i, :stride, :])
+        for j in range(together, kernel):
+            out[:, :, i : i + tall : stride, j : j + wide : stride].add_(folded[..., i, j, :])
+    if out is not images:
+        images.copy_(out[:, :, top : top + height, left : left + width])
 
 
 def _native(x: Tensor, weight: Tensor, places: Places) -> Tensor:

@@ -6,13 +6,8 @@ phat = (p - mean) r and r = (variance + eps)^-1/2: z = relu(phat + shift). One n
 S. Ioffe, C. Szegedy: Batch Normalization, ICML 2015, section 3.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
 import torch
 from torch import Tensor
-
-CACHED_BYTES = 2**21  # of one operand, for the tasks that are worked on at once on a CPU
 
 
 def forward(x: Tensor, p: Tensor | None, shift: Tensor, eps: float, relu: bool, *out: Tensor) -> list[Tensor]:
@@ -29,10 +24,10 @@ def first(
     g: Tensor, x: Tensor, p: Tensor | None, z: Tensor, mean: Tensor, r: Tensor, eps: float, relu: bool, *out: Tensor
 ) -> list[Tensor]:
     """For g like z, the gradients: to x, where there is one to p, sum of g (to the shift), and sum of g phat / N."""
-    g = _masked(g, z) if relu else g
-    total, n = _sum(g), _rows(x)
+    g = masked(g, z) if relu else g
+    total, n = sum_rows(g), _rows(x)
     hat = torch.addcmul(-mean * r, x if p is None else p, r)
-    b = _sum(g * hat) / n
+    b = sum_rows(g * hat) / n
     to = out or (None, None)
     if p is None:
         return [torch.addcmul(-total / n * r, torch.addcmul(g, hat, -b), r, out=to[0]), total, b]
@@ -49,20 +44,20 @@ def second(
 
     Where autograd records, mean, r, total and b are made again, so that it can differentiate a third time.
     """
-    g, n, again = _masked(g, z) if relu else g, _rows(x), torch.is_grad_enabled()
+    g, n, again = masked(g, z) if relu else g, _rows(x), torch.is_grad_enabled()
     if again:
         _, mean, r = _statistics(x, eps)
     xhat = torch.addcmul(-mean * r, x, r)
     phat = xhat if p is None else torch.addcmul(-mean * r, p, r)
     if again:
-        total, b = _sum(g), _sum(g * phat) / n
+        total, b = sum_rows(g), sum_rows(g * phat) / n
     a, weight, r2 = total / n, u if up is None else up, r.square()
-    u1, u2 = _sum(u) / n, _sum(u * xhat) / n
-    slope = _sum(weight * g) / n - u1 * a - u2 * b
+    u1, u2 = sum_rows(u) / n, sum_rows(u * xhat) / n
+    slope = sum_rows(weight * g) / n - u1 * a - u2 * b
     to = out or (None, None, None)
     to_g = torch.addcmul(torch.addcmul(v - r * u1, weight, r), phat, -r * u2, out=to[0])
     if relu:
-        to_g = torch.ops.aten.threshold_backward.grad_input(to_g, z, 0, grad_input=to_g) if out else _masked(to_g, z)
+        to_g = torch.ops.aten.threshold_backward.grad_input(to_g, z, 0, grad_input=to_g) if out else masked(to_g, z)
     to_x = torch.addcmul(r2 * (u1 * b + a * u2), u, -r2 * b)
     if p is None:
         to_x = torch.addcmul(to_x, g, -r2 * u2)
@@ -70,38 +65,21 @@ def second(
     return [to_g, to_x] if p is None else [to_g, to_x, torch.mul(g, -r2 * u2, out=to[2])]
 
 
-def in_blocks(function: Callable[..., list[Tensor]], large: Sequence[Tensor], *arguments: Any) -> list[Tensor]:
-    """`function`, for so many tasks at a time as stay in the cache of a CPU.
-
-    Its first results are written into the tensors in `large`; the others, which are small, are returned.
-    """
-    tasks, one = len(large[0]), large[0][0]
-    size = max(CACHED_BYTES // (one.numel() * one.element_size()), 1) if large[0].dim() == 5 else tasks
-    if size >= tasks:
-        return function(*arguments, *large)[len(large) :]
-    small: list[list[Tensor]] = []
-    for start in range(0, tasks, size):
-        some = slice(start, start + size)
-        part = [value[some] if isinstance(value, Tensor) and value.dim() == 5 else value for value in arguments]
-        small.append(function(*part, *(tensor[some] for tensor in large))[len(large) :])
-    return [torch.cat(parts) for parts in zip(*small, strict=True)]
-
-
 def _rows(x: Tensor) -> int:
     return x.shape[-4] * x.shape[-3] * x.shape[-2]
 
 
-def _sum(x: Tensor) -> Tensor:
+def sum_rows(x: Tensor) -> Tensor:
     """Over all but channels and tasks, as one dimension: a sum over several is slow."""
     return x.flatten(-4, -2).sum(-2)[..., None, None, None, :]
 
 
 def _statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     n = _rows(x)
-    mean = _sum(x) / n
+    mean = sum_rows(x) / n
     centred = x - mean
-    return centred, mean, torch.rsqrt(_sum(centred.square()) / n + eps)  # faster than torch.var_mean on a CPU
+    return centred, mean, torch.rsqrt(sum_rows(centred.square()) / n + eps)  # faster than torch.var_mean on a CPU
 
 
-def _masked(g: Tensor, z: Tensor) -> Tensor:
+def masked(g: Tensor, z: Tensor) -> Tensor:
     return torch.ops.aten.threshold_backward(g, z, 0)

@@ -6,15 +6,14 @@ the cache. A third derivative is made by autograd. On an accelerator the same fo
 operators, which the compiler fuses.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.library import custom_op
 
 from mamllit.backbones import norm_kernels as kernels
+from mamllit.backbones.operators import bordered, in_blocks, inner, operator, over_tasks, zero_border
 
 # ---- the operators: on an accelerator, and where autograd records, plain ones; else in blocks, where no tracer looks in ------
 
@@ -28,7 +27,7 @@ def _first(
     g: Tensor, x: Tensor, p: Tensor | None, z: Tensor, mean: Tensor, r: Tensor,
     eps: float, relu: bool, before: int, after: int,
 ) -> list[Tensor]:  # fmt: skip
-    return kernels.first(_inner(g, before, after), x, p, _inner(z, before, after), mean, r, eps, relu)
+    return kernels.first(inner(g, before, after), x, p, inner(z, before, after), mean, r, eps, relu)
 
 
 def _second(
@@ -36,7 +35,7 @@ def _second(
     g: Tensor, x: Tensor, p: Tensor | None, z: Tensor, mean: Tensor, r: Tensor, total: Tensor, b: Tensor,
     eps: float, relu: bool, before: int, after: int,
 ) -> list[Tensor]:  # fmt: skip
-    g, z = _inner(g, before, after), _inner(z, before, after)
+    g, z = inner(g, before, after), inner(z, before, after)
     to_g, *others = kernels.second(u, up, v, g, x, p, z, mean, r, total, b, eps, relu)
     return [F.pad(to_g, (0, 0, before, after, before, after)), *others]
 
@@ -44,8 +43,14 @@ def _second(
 def _forward_blocks(
     x: Tensor, p: Tensor | None, shift: Tensor, eps: float, relu: bool, before: int, after: int
 ) -> list[Tensor]:
-    z, inner = _bordered(x if p is None else p, before, after)
-    return [z, *kernels.in_blocks(kernels.forward, [inner], x, p, shift, eps, relu)]
+    z = bordered(x if p is None else p, before, after)
+
+    def block(x: Tensor, p: Tensor | None, shift: Tensor, z: Tensor) -> list[Tensor]:
+        _, mean, r = kernels.forward(x, p, shift, eps, relu, inner(z, before, after))
+        zero_border(z, before, after)
+        return [z, mean, r]
+
+    return [z, *in_blocks(block, [z], x, p, shift)]
 
 
 def _first_blocks(
@@ -53,8 +58,8 @@ def _first_blocks(
     eps: float, relu: bool, before: int, after: int,
 ) -> list[Tensor]:  # fmt: skip
     to = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (x, p) if tensor is not None]
-    g, z = _inner(g, before, after), _inner(z, before, after)
-    return [*to, *kernels.in_blocks(kernels.first, to, g, x, p, z, mean, r, eps, relu)]
+    g, z = inner(g, before, after), inner(z, before, after)
+    return [*to, *in_blocks(kernels.first, to, g, x, p, z, mean, r, eps, relu)]
 
 
 def _second_blocks(
@@ -63,45 +68,29 @@ def _second_blocks(
     eps: float, relu: bool, before: int, after: int,
 ) -> list[Tensor]:  # fmt: skip
     to = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (x, p) if tensor is not None]
-    g, z = _inner(g, before, after), _inner(z, before, after)
-    to_g, inner = _bordered(g, before, after)
-    kernels.in_blocks(kernels.second, [inner, *to], u, up, v, g, x, p, z, mean, r, total, b, eps, relu)
+    g, z = inner(g, before, after), inner(z, before, after)
+    to_g = bordered(g, before, after)
+
+    def block(*tensors: Any) -> list[Tensor]:
+        *arguments, whole = tensors[: -len(to)]
+        kernels.second(*arguments, eps, relu, inner(whole, before, after), *tensors[-len(to) :])
+        zero_border(whole, before, after)
+        return [whole, *to]
+
+    in_blocks(block, [to_g, *to], u, up, v, g, x, p, z, mean, r, total, b)
     return [to_g, *to]
 
 
-def _operator(name: str, plain: Callable[..., list[Tensor]], blocks: Callable[..., list[Tensor]], tensors: str) -> Any:
-    schema = f"({tensors}, float eps, bool relu, int before, int after) -> Tensor[]"
-    opaque = custom_op(f"mamllit::{name}", blocks, mutates_args=(), schema=schema)
-    opaque.register_fake(plain)
-
-    def run(*values: Any) -> list[Tensor]:
-        return opaque(*values) if values[0].device.type == "cpu" and not torch.is_grad_enabled() else plain(*values)
-
-    return run
-
-
+NUMBERS = "float eps, bool relu, int before, int after"
 SAVED = "Tensor x, Tensor? p, Tensor z, Tensor mean, Tensor r"
-forward = _operator("normalise", _forward, _forward_blocks, "Tensor x, Tensor? p, Tensor shift")
-first = _operator("normalise_grad", _first, _first_blocks, f"Tensor g, {SAVED}")
-second = _operator(
-    "normalise_grad_grad", _second, _second_blocks, f"Tensor u, Tensor? up, Tensor v, Tensor g, {SAVED}, Tensor total, Tensor b"
+forward = operator("normalise", _forward, _forward_blocks, f"Tensor x, Tensor? p, Tensor shift, {NUMBERS}")
+first = operator("normalise_grad", _first, _first_blocks, f"Tensor g, {SAVED}, {NUMBERS}")
+second = operator(
+    "normalise_grad_grad",
+    _second,
+    _second_blocks,
+    f"Tensor u, Tensor? up, Tensor v, Tensor g, {SAVED}, Tensor total, Tensor b, {NUMBERS}",
 )
-
-
-def _inner(x: Tensor, before: int, after: int) -> Tensor:
-    """`x` without its border."""
-    return x[..., before : x.shape[-3] - after, before : x.shape[-2] - after, :] if before or after else x
-
-
-def _bordered(like: Tensor, before: int, after: int) -> tuple[Tensor, Tensor]:
-    """An empty tensor like `like` with a border of zeros, and its inside."""
-    *rest, height, width, channels = like.shape
-    whole = like.new_empty(*rest, before + height + after, before + width + after, channels)
-    for dim in (-3, -2):
-        for start, length in ((0, before), (whole.shape[dim] - after, after)):
-            if length:
-                whole.narrow(dim, start, length).zero_()
-    return whole, _inner(whole, before, after)
 
 
 # ---- derivatives and the batch of tasks --------------------------------------------------------------------------------------
@@ -135,7 +124,7 @@ class Normalise(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        return _over_tasks(Normalise, info, in_dims, args)
+        return over_tasks(Normalise, info, in_dims, args)
 
 
 class NormaliseGrad(torch.autograd.Function):
@@ -163,7 +152,7 @@ class NormaliseGrad(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        return _over_tasks(NormaliseGrad, info, in_dims, args)
+        return over_tasks(NormaliseGrad, info, in_dims, args)
 
 
 def normalise(
@@ -175,28 +164,3 @@ def normalise(
     dimensions of an image, for a convolution that then needs no padding. Returns [m, h + sum(border), w + sum(border), C].
     """
     return Normalise.apply(x, p, beta, eps, relu, *border)[0]
-
-
-def _over_tasks(
-    operator: Any, info: Any, in_dims: tuple[int | None, ...], args: tuple[Any, ...]
-) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """The rule of an operator under `vmap`: the new dimension comes first, and is folded into one that is there already."""
-    size, moved = info.batch_size, []
-    for value, dim in zip(args, in_dims, strict=True):
-        if isinstance(value, Tensor) and (dim is not None or value.dim() > 1):
-            value = value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
-        moved.append(value)
-    nested = [value.shape[1] for value in moved if isinstance(value, Tensor) and value.dim() == 6]
-    if nested:
-        moved = [_folded(value, size, nested[0]) for value in moved]
-    out = operator.apply(*moved)
-    return tuple(value.unflatten(0, (size, nested[0])) for value in out) if nested else out, (0,) * len(out)
-
-
-def _folded(value: Any, size: int, tasks: int) -> Any:
-    """[B, T, ...] -> [B * T, ...]; a shift [B, C] of all tasks is repeated for each, one [C] of everybody stays."""
-    if not isinstance(value, Tensor) or value.dim() == 1:
-        return value
-    if value.dim() == 2:
-        value = value.unsqueeze(1).expand(size, tasks, -1)
-    return value.flatten(0, 1)

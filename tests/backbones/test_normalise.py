@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, vmap
 
-from mamllit.backbones import norm_kernels
+from mamllit.backbones import operators
 from mamllit.backbones.normalise import normalise
 
 EPS = 1e-3
@@ -55,7 +55,7 @@ def test_value_and_derivatives_up_to_the_third(own_p: bool, border: tuple[int, i
 def test_nested_tasks_under_second_derivatives(
     own_p: bool, border: tuple[int, int], relu: bool, cached_bytes: int, own_beta: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(norm_kernels, "CACHED_BYTES", cached_bytes)
+    monkeypatch.setattr(operators, "CACHED_BYTES", cached_bytes)
     x, p, beta = random(2, 4, 2, 2, 3, 3), random(2, 4, 3, 2, 1, 3) if own_p else None, random(2, 3) if own_beta else random(3)
 
     def derivative(function: Callable[..., Tensor]) -> Tensor:
