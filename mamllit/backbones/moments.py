@@ -1,9 +1,9 @@
 """A batch norm after a convolution of few input channels, folded into the convolution's weights.
 
 A convolution gives w.p at every place, with the patch p of k k C numbers under the kernel. Its mean over all places is w.m, and
-its variance w'Sw, with the mean m and the covariance S of the patches. Where a patch is small (9 numbers in Omniglot's
-first layer) both are cheap, and do not depend on what is learned. So the norm becomes a factor on the weights and a shift, and
-the largest maps of a network are passed over neither for their statistics nor, on the way back, for the statistics' derivatives.
+its variance w'Sw, with the mean m and the covariance S of the patches. Where a patch is small (9 numbers in Omniglot's first
+layer) both are cheap, and do not depend on what is learned. So the norm becomes a factor on the weights and a shift, and the
+largest maps of a network are passed over neither for their statistics nor, on the way back, for the statistics' derivatives.
 S. Ioffe, C. Szegedy: Batch Normalization, ICML 2015, section 3, in exact arithmetic.
 """
 
