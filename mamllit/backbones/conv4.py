@@ -173,6 +173,7 @@ def folds(x: Tensor, convolve: nn.Module, norm: nn.Module) -> bool:
 
 def _folded(x: Tensor, convolve: nn.Module, norm: nn.Module, padded: bool) -> tuple[Tensor, Tensor]:
     """The normalised map less its shift, and the shift."""
+    assert isinstance(convolve, SameConv2d) and isinstance(norm, BatchStatNorm)
     weight, mean = fold(counted_rows(x), convolve.weight, convolve.stride, not padded, norm.eps)
     return conv(x, weight, convolve.stride, same=not padded), norm.beta - mean + 0 * convolve.bias
 

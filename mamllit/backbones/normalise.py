@@ -71,13 +71,13 @@ def _second_blocks(
     g, z = inner(g, before, after), inner(z, before, after)
     to_g = bordered(g, before, after)
 
-    def block(*tensors: Any) -> list[Tensor]:
-        *arguments, whole = tensors[: -len(to)]
-        kernels.second(*arguments, eps, relu, inner(whole, before, after), *tensors[-len(to) :])
+    def block(*values: Any) -> list[Tensor]:
+        arguments, whole, others = values[:13], values[13], values[14:]
+        kernels.second(*arguments, inner(whole, before, after), *others)
         zero_border(whole, before, after)
         return [whole, *to]
 
-    in_blocks(block, [to_g, *to], u, up, v, g, x, p, z, mean, r, total, b)
+    in_blocks(block, [to_g, *to], u, up, v, g, x, p, z, mean, r, total, b, eps, relu)
     return [to_g, *to]
 
 
