@@ -142,4 +142,4 @@ def test_a_server_that_goes_away_does_not_hold_the_run(tmp_path: Path) -> None:
     check(process, before + printed, run)
     assert "Timed out finishing run" in printed and "Use `wandb sync`" in printed
     (file,) = run.glob("wandb/run-*/run-*.wandb")
-    assert any("test/results" in row for row in contents(file).history)
+    assert any("test/paper[20]/mse_step1_mean" in row for row in contents(file).history)

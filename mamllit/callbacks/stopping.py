@@ -91,6 +91,10 @@ class CleanStop(L.Callback):
         number = self.signal or signal.SIGTERM  # of another rank
         if trainer.state.fn != TrainerFn.FITTING:
             raise Stopped(number, "during the evaluation; nothing was to be saved: run the command again")
+        if not trainer.validating:  # Lightning logs a step's values after this hook, which is not left in the ordinary way
+            trainer._logger_connector.update_train_step_metrics()
+        for logger in trainer.loggers:
+            logger.save()
         path = last_checkpoint(trainer)
         raise Stopped(number, f"after step {trainer.global_step}, saved as {path}; go on with --ckpt_path last")
 

@@ -1,5 +1,6 @@
 """Signals: the run ends between two steps with a checkpoint and its result, and goes on to the bits of one left alone."""
 
+import csv
 import json
 import os
 import signal
@@ -80,6 +81,9 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     assert result["steps_done"] == step
     assert result["fit"]["stopped"].startswith(f"Stopped: stopped by {number.name}")
     assert state(tmp_path, "last")["global_step"] == step
+    with (tmp_path / "seed_0/csv/version_0/metrics.csv").open() as file:  # each fifth, that of the last step included
+        logged = [int(row["step"]) for row in csv.DictReader(file) if row["train/meta_loss"]]
+    assert logged == list(range(4, step, 5))
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     fit(tmp_path, "--ckpt_path", "last")
     for name in ("last", "best"):
