@@ -1,6 +1,7 @@
 """Shared by all tests: a fixed seed, two threads, and two makers of small episodes."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -19,6 +20,13 @@ def _two_threads() -> None:
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_wandb_process() -> Iterator[None]:
+    """A run in this process leaves the address of its W&B process; a process that a later test starts must have its own."""
+    yield
+    os.environ.pop("WANDB_SERVICE", None)
 
 
 @pytest.fixture
