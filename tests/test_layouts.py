@@ -2,8 +2,8 @@
 
 The nodes are torchrun agents on this machine, with gloo. Four processes add their gradients in the same order on however many
 nodes, so that their runs are equal to the bit. Against one process the order is another, and float32 tolerance is 1e-5 of the
-loss in the first ten steps (2e-6 was measured). After that the two part (one rounding may put a ReLU to its other side), as a
-training as restless as this one does: so the fifty steps are compared in double precision.
+loss in the first ten steps, which a training as restless as this one may miss: two runs of it part once a rounding error has
+grown (docs/clusters.md). So the fifty steps are compared in double precision.
 """
 
 import csv
