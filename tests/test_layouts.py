@@ -1,9 +1,9 @@
 """The same run on several nodes: whatever the layout of the processes, the curve and the result are those of one process.
 
 The nodes are torchrun agents on this machine, with gloo. Four processes add their gradients in the same order on however many
-nodes, so that their runs are equal to the bit. Against one process the order is another, and float32 tolerance is 1e-5 of the
-loss in the first ten steps, which a training as restless as this one may miss: two runs of it part once a rounding error has
-grown (docs/clusters.md). So the fifty steps are compared in double precision.
+nodes, so that their runs are equal to the bit. Against one process the order is another. The meta-gradient jumps where a ReLU
+crosses zero, and with hundreds of thousands of them a float32 rounding error makes one cross every few steps
+(docs/clusters.md): in float32 only the loss at the same weights is compared, the fifty steps in double precision.
 """
 
 import csv
@@ -144,9 +144,8 @@ def test_four_processes_are_the_same_run_whatever_their_nodes(tmp_path: Path) ->
     assert set(found[0]) == {"val", "paper[40]", "paper[40]/inductive"}
     assert found[0] == found[1] == found[2]
     one = curve(omniglot(tmp_path, 1, 1))
-    before = largest_difference(curves[0][:10], one[:10])
-    print(f"against one process: {before:.1e} in 10 steps, {largest_difference(curves[0], one):.1e} in 50, in float32")
-    assert before < 1e-5
+    print(f"against one process, in float32: {largest_difference(curves[0][:1], one[:1]):.1e} at the same weights")
+    assert curves[0][0] == pytest.approx(one[0], rel=1e-6)
 
 
 @pytest.mark.slow
