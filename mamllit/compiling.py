@@ -16,7 +16,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Backend = Literal["inductor", "aot_eager"]
+from mamllit.recording import recorded
+
+Backend = Literal["inductor", "recorded"]
 log = logging.getLogger(__name__)
 Function = Callable[..., tuple[Tensor, ...]]
 _numbers = itertools.count()
@@ -25,7 +27,7 @@ _numbers = itertools.count()
 class Compiler:
     """Compiles the functions of one step; where one fails, there is one warning, and the plain functions from then on.
 
-    `backend`: "inductor" makes new code; "aot_eager" records the operators once, and calls them from then on without what
+    `backend`: "inductor" makes new code; "recorded" records the operators once, and calls them from then on without what
     vectorising and differentiating cost in Python (some 40 ms per inner step of a convolutional net), at a tenth of the wait.
     """
 
@@ -62,7 +64,7 @@ def _compile(function: Function, backend: Backend) -> Function:
     # a code object of its own: torch.compile counts the compilations of a code object, and gives up after eight
     code = call.__code__.replace(co_name=f"step_{next(_numbers)}")
     own = types.FunctionType(code, call.__globals__, closure=call.__closure__)
-    return torch.compile(own, fullgraph=True, dynamic=False, backend=backend)
+    return torch.compile(own, fullgraph=True, dynamic=False, backend=recorded if backend == "recorded" else backend)
 
 
 def should_compile(setting: bool | Literal["auto"], steps: int, device: torch.device, worth: int = 2000) -> bool:

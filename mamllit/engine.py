@@ -131,7 +131,7 @@ class MetaGradient:
         method = self.method
         backend: Backend | None = None
         if self.compiled:
-            backend = "inductor" if small or not on_cpu else "aot_eager"
+            backend = "inductor" if small or not on_cpu else "recorded"
         if not self._staging:
             return Whole(method, self.names(), backend)
         assert isinstance(method, InnerLoopMethod)

@@ -30,6 +30,7 @@ FLOORS = {
     **dict.fromkeys(("systems", "callbacks", "pretrained", "inference"), 2),
     **dict.fromkeys(("cli", "commands"), 3),
     "wandb_file": 0,
+    "recording": 0,
     "looped": 1,
     "bridges": 2,
     "tracking": 2,

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mamllit.backbones.conv_kernels import output_size, same_padding
+from mamllit.backbones.conv_places import output_size, same_padding
 from mamllit.backbones.convolution import conv
 from mamllit.backbones.moments import SMALL_PATCH, fold
 from mamllit.backbones.norm import BatchStatNorm, counted_rows
-from mamllit.backbones.rectify import rectify
+from mamllit.backbones.rectified import rectified
+from mamllit.backbones.unfold import unfold
 
 ConvAlgorithm = Literal["per_task", "conv2d"]
 
@@ -136,8 +137,8 @@ class Conv4(nn.Module):
 
     def _pooled(self, x: Tensor, convolve: nn.Module, norm: nn.Module) -> Tensor:
         if folds(x, convolve, norm):
-            y, shift = _folded(x, convolve, norm, padded=False)
-            return rectify(max_pool(y), shift)
+            p, weight = _folded(x, convolve, norm, padded=False)
+            return torch.relu(max_pool(p @ weight.mT))
         x = convolve(x)
         if norm.gamma is None:
             # a norm without gamma and ReLU never fall, so the maximum before them is that after, from fewer pixels
@@ -149,7 +150,7 @@ class Conv4(nn.Module):
         side = output_size(x.shape[1], 3, 2, False)
         border = (0, 0) if last else same_padding(side, 3, 2)
         if folds(x, convolve, norm):
-            return rectify(*_folded(x, convolve, norm, padded=True), border)
+            return rectified(*_folded(x, convolve, norm, padded=True), border)
         return norm(convolve(x, padded=True), relu=True, border=border, offset=convolve.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -172,10 +173,10 @@ def folds(x: Tensor, convolve: nn.Module, norm: nn.Module) -> bool:
 
 
 def _folded(x: Tensor, convolve: nn.Module, norm: nn.Module, padded: bool) -> tuple[Tensor, Tensor]:
-    """The normalised map less its shift, and the shift."""
+    """The patches of `x`, and the weights by which they become the normalised and shifted map."""
     assert isinstance(convolve, SameConv2d) and isinstance(norm, BatchStatNorm)
-    weight, mean = fold(counted_rows(x), convolve.weight, convolve.stride, not padded, norm.eps)
-    return conv(x, weight, convolve.stride, same=not padded), norm.beta - mean + 0 * convolve.bias
+    p = unfold(x, convolve.kernel, convolve.stride, same=not padded)
+    return p, fold(counted_rows(p), convolve.weight, norm.beta + 0 * convolve.bias, norm.eps)
 
 
 def max_pool(x: Tensor) -> Tensor:

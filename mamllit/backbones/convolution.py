@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 from torch.library import custom_op, register_fake
 
-from mamllit.backbones import conv_kernels
+from mamllit.backbones import conv_kernels, conv_places
 
 conv_op = custom_op("mamllit::conv", conv_kernels.conv, mutates_args=())
 conv_input_grad_op = custom_op("mamllit::conv_input_grad", conv_kernels.conv_input_grad, mutates_args=())
+# no function of this file calls it: `mamllit.recording` puts it in place of a sum
+conv_input_grad_sum_op = custom_op("mamllit::conv_input_grad_sum", conv_kernels.conv_input_grad_sum, mutates_args=())
 conv_weight_grad_op = custom_op("mamllit::conv_weight_grad", conv_kernels.conv_weight_grad, mutates_args=())
 
 # ---- shapes, derivatives, and the batch of tasks ------------------------------------------------------------------------
@@ -27,13 +29,20 @@ conv_weight_grad_op = custom_op("mamllit::conv_weight_grad", conv_kernels.conv_w
 
 @register_fake("mamllit::conv")
 def _(x: Tensor, weight: Tensor, stride: int, same: bool) -> Tensor:
-    size = (conv_kernels.output_size(side, weight.shape[-1], stride, same) for side in x.shape[-3:-1])
+    size = (conv_places.output_size(side, weight.shape[-1], stride, same) for side in x.shape[-3:-1])
     return x.new_empty(*x.shape[:-3], *size, weight.shape[-4])
 
 
 @register_fake("mamllit::conv_input_grad")
 def _(grad: Tensor, weight: Tensor, stride: int, same: bool, height: int, width: int) -> Tensor:
     return grad.new_empty(*grad.shape[:-3], height, width, weight.shape[-3])
+
+
+@register_fake("mamllit::conv_input_grad_sum")
+def _(
+    first: Tensor, first_weight: Tensor, second: Tensor, second_weight: Tensor, stride: int, same: bool, height: int, width: int
+) -> Tensor:
+    return first.new_empty(*first.shape[:-3], height, width, first_weight.shape[-3])
 
 
 @register_fake("mamllit::conv_weight_grad")

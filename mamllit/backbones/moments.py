@@ -7,93 +7,27 @@ largest maps of a network are passed over neither for their statistics nor, on t
 S. Ioffe, C. Szegedy: Batch Normalization, ICML 2015, section 3, in exact arithmetic.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.library import custom_op, register_fake
-
-from mamllit.backbones.conv_kernels import BLOCK_BYTES, Places, Scratch, patches
-from mamllit.backbones.convolution import Conv, ConvInputGrad
 
 SMALL_PATCH = 16  # numbers; the covariance of 27 (three colours) was measured to cost what it spares
 
 
-@custom_op("mamllit::patch_moments", mutates_args=())
-def patch_moments_op(x: Tensor, stride: int, same: bool, kernel: int) -> tuple[Tensor, Tensor]:
-    """Mean [(T,) D] and covariance [(T,) D, D] of the patches of `x` [(T,) n, H, W, C] in float64; D = k k C, channels last."""
-    batch, places = (x if x.dim() == 5 else x[None]), Places(kernel, stride, same)
-    tasks, channels = len(batch), x.shape[-1]
-    images, rows, columns = places.of(batch)
-    size = channels * kernel**2
-    # from numbers around zero, so that nothing is lost where the mean is large
-    centre = batch.mean((1, 2, 3)).double().repeat(1, kernel**2)[:, None]
-    total = torch.zeros(tasks, size, dtype=torch.float64, device=x.device)
-    products = torch.zeros(tasks, size, size, dtype=torch.float64, device=x.device)
-    scratch = Scratch()
-    one = rows * columns * size * x.element_size()
-    some_images = images if x.device.type != "cpu" else min(max(BLOCK_BYTES // one, 1), images)
-    some_tasks = tasks if x.device.type != "cpu" else max(BLOCK_BYTES // (one * images), 1)
-    for task in range(0, tasks, some_tasks):
-        here = slice(task, task + some_tasks)
-        for image in range(0, images, some_images):
-            part = patches(batch[here, image : image + some_images], places, scratch).double().sub_(centre[here])
-            total[here] += part.sum(1)
-            products[here].baddbmm_(part.mT, part)
-    count = images * rows * columns
-    total /= count
-    covariance = products / count - total[:, :, None] * total[:, None]
-    mean = total + centre[:, 0]
-    return (mean, covariance) if x.dim() == 5 else (mean[0], covariance[0])
+def moments(p: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean [D] and covariance [D, D] of patches `p` [n, h, w, D + 1], whose last number is one (`unfold`); in float64."""
+    rows = p.flatten(0, -2).double()
+    products = rows.mT @ rows / rows.shape[0]
+    mean = products[-1, :-1]
+    return mean, products[:-1, :-1] - mean[:, None] * mean
 
 
-@register_fake("mamllit::patch_moments")
-def _(x: Tensor, stride: int, same: bool, kernel: int) -> tuple[Tensor, Tensor]:
-    size = x.shape[-1] * kernel**2
-    mean = x.new_empty(*x.shape[:-4], size, dtype=torch.float64)
-    return mean, mean.new_empty(*mean.shape, size)
+def fold(p: Tensor, weight: Tensor, shift: Tensor, eps: float) -> Tensor:
+    """The weights [O, D + 1] by which patches have mean `shift` [O] and variance one, but for `eps`, over the patches `p`.
 
-
-class PatchMoments(torch.autograd.Function):
-    """apply(x, stride, same, kernel) -> mean and covariance, see `patch_moments_op`; differentiable to any order."""
-
-    @staticmethod
-    def forward(x: Tensor, stride: int, same: bool, kernel: int) -> tuple[Tensor, Tensor]:
-        return patch_moments_op(x, stride, same, kernel)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, *ctx.numbers = inputs
-        ctx.save_for_backward(x, output[0])
-
-    @staticmethod
-    def backward(ctx: Any, to_mean: Tensor, to_covariance: Tensor) -> tuple[Tensor | None, ...]:
-        (x, mean), (stride, same, kernel) = ctx.saved_tensors, ctx.numbers
-        images, rows, columns = Places(kernel, stride, same).of(x)
-        count, channels, size = images * rows * columns, x.shape[-1], mean.shape[-1]
-        both = (to_covariance + to_covariance.mT) / count
-        shift = to_mean / count - (mean[..., None, :] @ both).squeeze(-2)
-        weight = both.to(x.dtype).unflatten(-1, (kernel, kernel, channels)).movedim(-1, -3)
-        one = torch.eye(size, dtype=x.dtype, device=x.device).view(size, kernel, kernel, channels).movedim(-1, -3)
-        to_patches = Conv.apply(x, weight, stride, same) + shift.to(x.dtype)[..., None, None, None, :]
-        one = one.expand(*x.shape[:-4], *one.shape)
-        return ConvInputGrad.apply(to_patches, one, stride, same, *x.shape[-3:-1]), None, None, None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        x = args[0].movedim(in_dims[0], 0)
-        if x.dim() == 5:
-            return PatchMoments.apply(x, *args[1:]), (0, 0)
-        mean, covariance = PatchMoments.apply(x.flatten(0, 1), *args[1:])
-        return (mean.unflatten(0, x.shape[:2]), covariance.unflatten(0, x.shape[:2])), (0, 0)
-
-
-def fold(x: Tensor, weight: Tensor, stride: int, same: bool, eps: float) -> tuple[Tensor, Tensor]:
-    """The weight [O, C, k, k] whose convolution has variance one over `x` [n, H, W, C], and that convolution's mean [O].
-
-    All in float64: most of a picture's covariance is in its brightness, to which an edge filter is blind.
+    `weight` is a convolution's, [O, C, k, k], and `p` as in `moments`, with D = k k C. All in float64: most of a picture's
+    covariance is in its brightness, to which an edge filter is blind.
     """
-    mean, covariance = PatchMoments.apply(x, stride, same, weight.shape[-1])
+    mean, covariance = moments(p)
     rows = weight.permute(0, 2, 3, 1).flatten(1).double()
-    r = torch.rsqrt(((rows @ covariance) * rows).sum(-1) + eps)
-    return weight * r.to(weight.dtype)[:, None, None, None], ((rows @ mean) * r).to(weight.dtype)
+    scaled = rows * torch.rsqrt(((rows @ covariance) * rows).sum(-1) + eps)[:, None]
+    return torch.cat((scaled, (shift - scaled @ mean)[:, None]), 1).to(weight.dtype)

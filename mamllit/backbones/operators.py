@@ -3,6 +3,7 @@
 Images are [n, H, W, C], a batch of tasks [T, n, H, W, C]; one number per channel is [C] or [T, C], or [(T,) 1, 1, 1, C].
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,20 +28,24 @@ def operator(name: str, plain: Callable[..., list[Tensor]], blocks: Callable[...
     return run
 
 
+def tasks_at_once(x: Tensor) -> int:
+    """As many tasks of `x` [T, ...] as stay in the cache of a CPU."""
+    return min(max(CACHED_BYTES // (x[0].numel() * x.element_size()), 1), len(x))
+
+
 def in_blocks(function: Callable[..., list[Tensor]], large: Sequence[Tensor], *arguments: Any) -> list[Tensor]:
     """`function`, for so many tasks at a time as stay in the cache of a CPU.
 
     Its first results are written into the tensors in `large`; the others, which are small, are returned.
     """
-    tasks, one = len(large[0]), large[0][0]
-    size = max(CACHED_BYTES // (one.numel() * one.element_size()), 1) if large[0].dim() == 5 else tasks
-    if size >= tasks:
+    size = tasks_at_once(large[0]) if large[0].dim() == 5 else len(large[0])
+    if size == len(large[0]):
         return function(*arguments, *large)[len(large) :]
-    small: list[list[Tensor]] = []
-    for start in range(0, tasks, size):
-        some = slice(start, start + size)
-        part = [value[some] if isinstance(value, Tensor) and value.dim() == 5 else value for value in arguments]
-        small.append(function(*part, *(tensor[some] for tensor in large))[len(large) :])
+    parts = [
+        value.split(size) if isinstance(value, Tensor) and value.dim() == 5 else itertools.repeat(value)
+        for value in (*arguments, *large)
+    ]
+    small = [function(*part)[len(large) :] for part in zip(*parts, strict=False)]
     return [torch.cat(parts) for parts in zip(*small, strict=True)]
 
 
@@ -49,18 +54,22 @@ def inner(x: Tensor, before: int, after: int) -> Tensor:
     return x[..., before : x.shape[-3] - after, before : x.shape[-2] - after, :] if before or after else x
 
 
-def bordered(like: Tensor, before: int, after: int) -> Tensor:
-    """An empty tensor like `like` with room for a border."""
-    *rest, height, width, channels = like.shape
-    return like.new_empty(*rest, before + height + after, before + width + after, channels)
+def bordered(like: Tensor, before: int, after: int, channels: int | None = None) -> Tensor:
+    """An empty tensor like `like` with room for a border, and as many channels or `channels`."""
+    *rest, height, width, own = like.shape
+    return like.new_empty(*rest, before + height + after, before + width + after, own if channels is None else channels)
+
+
+def borders(x: Tensor, before: int, after: int) -> list[Tensor]:
+    """What is around `inner(x)`, as views."""
+    sides = [(dim, start, length) for dim in (-3, -2) for start, length in ((0, before), (x.shape[dim] - after, after))]
+    return [x.narrow(*side) for side in sides if side[2]]
 
 
 def zero_border(x: Tensor, before: int, after: int) -> None:
     """Zeros around `inner(x)`; best when that was just written: single columns of memory out of the cache are slow."""
-    for dim in (-3, -2):
-        for start, length in ((0, before), (x.shape[dim] - after, after)):
-            if length:
-                x.narrow(dim, start, length).zero_()
+    for side in borders(x, before, after):
+        side.zero_()
 
 
 def over_tasks(

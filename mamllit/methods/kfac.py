@@ -17,7 +17,7 @@ from torch.func import functional_call, vjp, vmap
 
 from mamllit.adaptation import Params
 from mamllit.backbones import SameConv2d
-from mamllit.backbones.conv_kernels import same_padding
+from mamllit.backbones.conv_places import same_padding
 from mamllit.methods.layers import names_in
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from mamllit.backbones import conv_kernels
-from mamllit.backbones.conv_kernels import same_padding
+from mamllit.backbones.conv_places import same_padding
 from mamllit.backbones.convolution import conv
 
 SHAPES = [(1, 13, 2), (3, 12, 1), (6, 7, 2), (6, 4, 2), (5, 9, 1)]  # channels, side, stride
