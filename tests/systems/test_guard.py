@@ -12,7 +12,7 @@ from mamllit.data import SineDataModule
 from mamllit.methods import MAML
 from mamllit.objectives import Regression
 from mamllit.systems import MetaLearner
-from mamllit.systems.guard import NonFiniteMetaLoss
+from mamllit.systems.guard import NonFiniteMetaLoss, finite
 
 REPOSITORY = Path(__file__).parents[2]
 SPOILT = 27  # in the meta-batch of step 7: four episodes each, from 0
@@ -90,3 +90,17 @@ def test_an_unknown_word_is_refused() -> None:
     method = MAML(torch.nn.Linear(1, 1), Regression(), 0.01, 1, "sum_over_shots")
     with pytest.raises(ValueError, match=r"^non_finite is 'ignore'; it must be 'stop' or 'skip'$"):
         MetaLearner(method, non_finite="ignore")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_finite_sees_one_bad_number_wherever_it_is(bad: float) -> None:
+    for tensor, place in ((0, 0), (1, 5), (1, 11)):
+        gradients = [torch.ones(3), torch.ones(3, 4)]
+        assert finite(gradients)
+        gradients[tensor].view(-1)[place] = bad
+        assert not finite(gradients)
+    assert not finite([torch.tensor([float("inf"), float("-inf")])])
+
+
+def test_finite_numbers_whose_sum_overflows_are_finite() -> None:
+    assert finite([torch.full((4,), 3e38)])
