@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from mamllit.data.episodic import EpisodicDataModule, EvaluationSet, Protocol
+from mamllit.data.episodic import EpisodicDataModule, EvaluationSet, Protocol, TestEpisodes
 from mamllit.data.sampler import uniform
 from mamllit.episode import Episode, EpisodeBatch, Examples
 
@@ -54,7 +54,7 @@ class CurveDataModule(EpisodicDataModule):
         eval_seed: int,
         protocols: Sequence[Protocol],
         val_episodes: int,
-        test_episodes: int | None,
+        test_episodes: TestEpisodes,
         eval_batch_size: int,
         num_workers: int,
     ) -> None:

@@ -7,7 +7,7 @@ contiguous share; a resumed run begins at the step it had reached.
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from mamllit.episode import EpisodeBatch
 
 Protocol = Literal["paper", "standard"]
+TestEpisodes = int | Mapping[Protocol, int] | None  # for both protocols, for some, or the protocols' own numbers
 BLOCK = 16
-PROTOCOL_EPISODES = {"paper": 600, "standard": 2000}
+PROTOCOL_EPISODES: Mapping[Protocol, int] = {"paper": 600, "standard": 2000}
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,13 @@ class EvaluationSet:
     episodes: int
 
 
+def test_episodes_of(asked: TestEpisodes) -> Mapping[Protocol, int]:
+    """The numbers that replace a protocol's own."""
+    if asked is None:
+        return {}
+    return dict.fromkeys(PROTOCOL_EPISODES, asked) if isinstance(asked, int) else dict(asked)
+
+
 class EpisodicDataModule(L.LightningDataModule, ABC):
     """Episodes of one data set. Subclasses say how to `draw` numbers and how to `build` episodes from them.
 
@@ -50,7 +58,8 @@ class EpisodicDataModule(L.LightningDataModule, ABC):
         eval_seed: of the validation and test episodes; they do not depend on `seed`, so that runs can be compared.
         protocols: "paper" (600 test episodes, K queries per class) and/or "standard" (2,000, `standard_queries`).
         val_episodes: number of validation episodes.
-        test_episodes: overrides the protocols' number of test episodes; the results are then named "paper[n]".
+        test_episodes: overrides the protocols' number of test episodes, of both, or of some, as in `{standard: 200}`; the
+            results are then named "standard[200]".
         eval_batch_size: episodes evaluated at once on each rank.
         num_workers: processes that draw episodes ahead; 0 is fast, for drawing is.
 
@@ -71,18 +80,19 @@ class EpisodicDataModule(L.LightningDataModule, ABC):
         eval_seed: int,
         protocols: Sequence[Protocol],
         val_episodes: int,
-        test_episodes: int | None,
+        test_episodes: TestEpisodes,
         eval_batch_size: int,
         num_workers: int,
     ) -> None:
         super().__init__()
+        numbers = test_episodes_of(test_episodes)
         bounds = {
             "shots": (shots, 1),
             "queries": (queries, 1),
             "meta_batch_size": (meta_batch_size, 1),
             "standard_queries": (standard_queries, 1),
             "val_episodes": (val_episodes, 2),
-            "test_episodes": (2 if test_episodes is None else test_episodes, 2),
+            "test_episodes": (min(numbers.values(), default=2), 2),
             "eval_batch_size": (eval_batch_size, 1),
             "num_workers": (num_workers, 0),
             "eval_seed": (eval_seed, 0),
@@ -91,7 +101,7 @@ class EpisodicDataModule(L.LightningDataModule, ABC):
         problems = [f"{name} is {value}; it must be >= {low}" for name, (value, low) in bounds.items() if value < low]
         problems += [
             f"protocol {name!r} is unknown; choose from {sorted(PROTOCOL_EPISODES)}"
-            for name in protocols
+            for name in dict.fromkeys([*protocols, *numbers])
             if name not in PROTOCOL_EPISODES
         ]
         if problems:
@@ -99,7 +109,7 @@ class EpisodicDataModule(L.LightningDataModule, ABC):
         self.shots, self.queries, self.meta_batch_size = shots, queries, meta_batch_size
         self.standard_queries, self.protocols = standard_queries, tuple(protocols)
         self.eval_seed, self.num_workers = eval_seed, num_workers
-        self.val_episodes, self.test_episodes, self.eval_batch_size = val_episodes, test_episodes, eval_batch_size
+        self.val_episodes, self.test_episodes, self.eval_batch_size = val_episodes, numbers, eval_batch_size
         self._seed = seed
 
     @property
@@ -127,7 +137,7 @@ class EpisodicDataModule(L.LightningDataModule, ABC):
         for protocol in self.protocols:
             for shots in self.test_shots():
                 queries = self._paper_queries(shots) if protocol == "paper" else self.standard_queries
-                episodes = self.test_episodes or PROTOCOL_EPISODES[protocol]
+                episodes = self.test_episodes.get(protocol, PROTOCOL_EPISODES[protocol])
                 label = protocol if episodes == PROTOCOL_EPISODES[protocol] else f"{protocol}[{episodes}]"
                 name = label if len(self.test_shots()) == 1 else f"{label}/{shots}-shot"
                 sets.append(EvaluationSet(name, label, "test", shots, queries, episodes))

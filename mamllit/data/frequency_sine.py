@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mamllit.data.curves import CurveDataModule
-from mamllit.data.episodic import Protocol
+from mamllit.data.episodic import Protocol, TestEpisodes
 
 
 class FrequencySineDataModule(CurveDataModule):
@@ -45,7 +45,7 @@ class FrequencySineDataModule(CurveDataModule):
         eval_seed: int = 0,
         protocols: Sequence[Protocol] = ("standard",),
         val_episodes: int = 200,
-        test_episodes: int | None = None,
+        test_episodes: TestEpisodes = None,
         eval_batch_size: int = 500,
         num_workers: int = 0,
     ) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from mamllit.data.episodic import Protocol
+from mamllit.data.episodic import Protocol, TestEpisodes
 from mamllit.data.image_folder_source import load_image_folder, refuse_small
 from mamllit.data.images import ImageDataModule
 from mamllit.data.pool import ClassPool
@@ -57,7 +57,7 @@ class ImageFolderDataModule(ImageDataModule):
         eval_seed: int = 0,
         protocols: Sequence[Protocol] = ("paper", "standard"),
         val_episodes: int = 200,
-        test_episodes: int | None = None,
+        test_episodes: TestEpisodes = None,
         eval_batch_size: int = 10,
         num_workers: int = 0,
     ) -> None:

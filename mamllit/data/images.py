@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mamllit.data.episodic import EpisodicDataModule, Protocol
+from mamllit.data.episodic import EpisodicDataModule, Protocol, TestEpisodes
 from mamllit.data.pool import ClassPool
 from mamllit.data.sampler import SPLITS, draw_image_episodes
 from mamllit.episode import Episode, EpisodeBatch, Examples
@@ -47,7 +47,7 @@ class ImageDataModule(EpisodicDataModule):
         eval_seed: int,
         protocols: Sequence[Protocol],
         val_episodes: int,
-        test_episodes: int | None,
+        test_episodes: TestEpisodes,
         eval_batch_size: int,
         num_workers: int,
     ) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from mamllit.data.episodic import Protocol
+from mamllit.data.episodic import Protocol, TestEpisodes
 from mamllit.data.images import ImageDataModule
 from mamllit.data.mini_imagenet_source import load_mini_imagenet
 from mamllit.data.pool import ClassPool
@@ -46,7 +46,7 @@ class MiniImagenetDataModule(ImageDataModule):
         eval_seed: int = 0,
         protocols: Sequence[Protocol] = ("paper", "standard"),
         val_episodes: int = 200,
-        test_episodes: int | None = None,
+        test_episodes: TestEpisodes = None,
         eval_batch_size: int = 10,
         num_workers: int = 0,
     ) -> None:

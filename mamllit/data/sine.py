@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from mamllit.data.episodic import EpisodicDataModule, EvaluationSet, Protocol
+from mamllit.data.episodic import EpisodicDataModule, EvaluationSet, Protocol, TestEpisodes
 from mamllit.data.sampler import uniform
 from mamllit.episode import Episode, EpisodeBatch, Examples
 
@@ -58,7 +58,7 @@ class SineDataModule(EpisodicDataModule):
         eval_seed: int = 0,
         protocols: Sequence[Protocol] = ("paper", "standard"),
         val_episodes: int = 200,
-        test_episodes: int | None = None,
+        test_episodes: TestEpisodes = None,
         eval_batch_size: int = 500,
         num_workers: int = 0,
         reveal_task: bool = False,

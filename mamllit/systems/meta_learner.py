@@ -124,11 +124,14 @@ class MetaLearner(L.LightningModule):
             "lr_scheduler": {"scheduler": self._lr_scheduler(optimizer), "interval": "step"},
         }
 
+    def _hold_memory(self) -> None:
+        if self.device.type == "cpu":
+            keep_memory()
+
     def on_fit_start(self) -> None:
         skip_empty_hooks(self.trainer)
         skip_driver_checks(self.device)
-        if self.device.type == "cpu":
-            keep_memory()
+        self._hold_memory()
         setting = False if self.compile_setting == "auto" and not self.method.vectorised else self.compile_setting
         compiled = should_compile(setting, int(self.trainer.max_steps), self.device)
         self.meta_gradient = MetaGradient(self.method, self.execution, compiled, self.memory)
@@ -226,6 +229,12 @@ class MetaLearner(L.LightningModule):
                 headline = summary.mean[min(self.report_step, len(summary.mean) - 1)]
                 self.log(f"val/{metric_name}", headline.float(), prog_bar=True, sync_dist=True)
                 self._log_episodes(self.global_step, self.trainer.datamodule.meta_batch_size)  # type: ignore[attr-defined]
+
+    def on_validation_start(self) -> None:
+        self._hold_memory()
+
+    def on_test_start(self) -> None:
+        self._hold_memory()
 
     def on_validation_epoch_start(self) -> None:
         self._start_evaluation("val")

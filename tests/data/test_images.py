@@ -186,6 +186,11 @@ def test_another_number_of_test_episodes_shows_in_the_name() -> None:
     assert [(s.name, s.episodes) for s in sets] == [("paper[50]", 50), ("standard[50]", 50)]
 
 
+def test_one_protocol_can_have_another_number_of_test_episodes() -> None:
+    sets = Tiny(test_episodes={"standard": 50}).evaluation_sets("test")
+    assert [(s.name, s.episodes) for s in sets] == [("paper", 600), ("standard[50]", 50)]
+
+
 def test_episodes_of_an_evaluation_set_without_a_trainer() -> None:
     data = tiny("test", test_episodes=7)
     paper, standard = data.evaluation_sets("test")

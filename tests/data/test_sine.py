@@ -120,6 +120,8 @@ def test_the_seed_defaults_to_that_of_seed_everything(monkeypatch: pytest.Monkey
         ({"standard_queries": 0}, r"standard_queries is 0; it must be >= 1"),
         ({"val_episodes": 1}, r"val_episodes is 1; it must be >= 2"),
         ({"test_episodes": 1}, r"test_episodes is 1; it must be >= 2"),
+        ({"test_episodes": {"standard": 1}}, r"test_episodes is 1; it must be >= 2"),
+        ({"test_episodes": {"papre": 9}}, r"protocol 'papre' is unknown; choose from \['paper', 'standard'\]"),
         ({"eval_batch_size": 0}, r"eval_batch_size is 0; it must be >= 1"),
         ({"num_workers": -1}, r"num_workers is -1; it must be >= 0"),
         ({"eval_seed": -1}, r"eval_seed is -1; it must be >= 0"),

@@ -329,6 +329,14 @@ def test_validation_is_transductive_alone() -> None:
     torch.testing.assert_close(system.per_episode["val"][1], values.double())
 
 
+@pytest.mark.parametrize("stage", ["fit", "validate", "test"])
+def test_every_stage_keeps_freed_memory(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr("mamllit.systems.meta_learner.keep_memory", lambda: calls.append(stage))
+    getattr(make_trainer(limit_val_batches=1), stage)(MetaLearner(make_method(), eval_steps=1), datamodule=make_data())
+    assert calls
+
+
 def test_without_batch_norm_there_is_one_reading() -> None:
     system = MetaLearner(make_method(), eval_steps=1)
     make_trainer().test(system, make_data(test_shots=[5], protocols=["paper"]), verbose=False)

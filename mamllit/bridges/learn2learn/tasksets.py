@@ -133,7 +133,7 @@ class TasksetDataModule(EpisodicDataModule):
     def evaluation_sets(self, split: Literal["val", "test"]) -> list[EvaluationSet]:
         if split == "val":
             return [EvaluationSet("val", "taskset", "val", self.shots, self.standard_queries, self.val_episodes)]
-        episodes = self.test_episodes or EPISODES
+        episodes = self.test_episodes.get("standard", EPISODES)
         name = "taskset" if episodes == EPISODES else f"taskset[{episodes}]"
         return [EvaluationSet(name, name, "test", self.shots, self.standard_queries, episodes)]
 
