@@ -124,14 +124,9 @@ class MetaLearner(L.LightningModule):
             "lr_scheduler": {"scheduler": self._lr_scheduler(optimizer), "interval": "step"},
         }
 
-    def _hold_memory(self) -> None:
-        if self.device.type == "cpu":
-            keep_memory()
-
     def on_fit_start(self) -> None:
         skip_empty_hooks(self.trainer)
         skip_driver_checks(self.device)
-        self._hold_memory()
         setting = False if self.compile_setting == "auto" and not self.method.vectorised else self.compile_setting
         compiled = should_compile(setting, int(self.trainer.max_steps), self.device)
         self.meta_gradient = MetaGradient(self.method, self.execution, compiled, self.memory)
@@ -181,6 +176,8 @@ class MetaLearner(L.LightningModule):
     # ---- evaluation ----------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
+        if self.trainer.strategy.root_device.type == "cpu":
+            keep_memory()
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, EpisodicDataModule):
             self._check_ways(data)
@@ -229,12 +226,6 @@ class MetaLearner(L.LightningModule):
                 headline = summary.mean[min(self.report_step, len(summary.mean) - 1)]
                 self.log(f"val/{metric_name}", headline.float(), prog_bar=True, sync_dist=True)
                 self._log_episodes(self.global_step, self.trainer.datamodule.meta_batch_size)  # type: ignore[attr-defined]
-
-    def on_validation_start(self) -> None:
-        self._hold_memory()
-
-    def on_test_start(self) -> None:
-        self._hold_memory()
 
     def on_validation_epoch_start(self) -> None:
         self._start_evaluation("val")
