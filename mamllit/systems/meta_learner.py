@@ -16,10 +16,11 @@ from mamllit.episode import EpisodeBatch
 from mamllit.evaluation import BATCH_NORMS, BatchNorm, readings
 from mamllit.methods import Method
 from mamllit.metrics import EpisodeMetric, Summary
-from mamllit.stages import Memory
+from mamllit.stages import Memory, MetaStep
 from mamllit.systems.groups import parameter_groups
 from mamllit.systems.guard import NonFinite, finite, not_finite
 from mamllit.systems.hooks import skip_driver_checks, skip_empty_hooks
+from mamllit.systems.lean import take_lean_steps
 from mamllit.systems.reading import Reading, readings_of
 
 
@@ -106,9 +107,11 @@ class MetaLearner(L.LightningModule):
         self.summaries: dict[str, Summary] = {}
         self.per_episode: dict[str, tuple[Tensor, Tensor]] = {}
         self.trained_steps = 0
+        self.trained: list[Tensor] = []  # the meta-parameters of the fit under way
+        self.logged = False  # whether a value was logged in the step under way
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "_current_fx_name":  # Lightning sets it 28 times a step; nn.Module's look at each value is slow
+        if name in ("_current_fx_name", "logged", "_under_way"):  # set at every step; nn.Module's look at each value is slow
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
@@ -130,12 +133,15 @@ class MetaLearner(L.LightningModule):
         setting = False if self.compile_setting == "auto" and not self.method.vectorised else self.compile_setting
         compiled = should_compile(setting, int(self.trainer.max_steps), self.device)
         self.meta_gradient = MetaGradient(self.method, self.execution, compiled, self.memory)
-        self._trained = [value for value in self.method.parameters() if value.requires_grad]
+        self.trained = [value for value in self.method.parameters() if value.requires_grad]
         # else the loggers get the last value again at every step
         self.trainer.log_every_n_steps = self.log_every  # type: ignore[attr-defined]
 
+    def on_train_start(self) -> None:
+        take_lean_steps(self.trainer, self, known=type(self) is MetaLearner)
+
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
-        for value in self._trained:  # what optimizer.zero_grad() does, less its bookkeeping
+        for value in self.trained:  # what optimizer.zero_grad() does, less its bookkeeping
             value.grad = None
 
     def on_train_end(self) -> None:
@@ -154,11 +160,24 @@ class MetaLearner(L.LightningModule):
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         loss.backward(*args, **kwargs)
-        if not finite([value.grad for value in self._trained if value.grad is not None]):  # of all ranks: the same decision
+        self.check_gradient()
+
+    def check_gradient(self) -> None:
+        """Leave the update out, or stop, where the meta-gradient is not finite."""
+        if not finite([value.grad for value in self.trained if value.grad is not None]):  # of all ranks: the same decision
             batch, measured = self._under_way
             not_finite(self, batch, float(measured))
 
+    def log(self, *args: Any, **kwargs: Any) -> None:
+        self.logged = True
+        super().log(*args, **kwargs)
+
     def training_step(self, batch: EpisodeBatch, batch_idx: int) -> Tensor:
+        step = self.meta_step(batch)
+        return _ReadyGradient.apply(step.loss, len(step.gradient), *step.gradient.values(), *self.trained)
+
+    def meta_step(self, batch: EpisodeBatch) -> MetaStep:
+        """The meta-loss of a batch and its gradient; the values are logged where they are due."""
         iteration = self.global_step
         self.method.begin_iteration(iteration)
         step = self.meta_gradient(batch.episodes)
@@ -166,8 +185,8 @@ class MetaLearner(L.LightningModule):
         if (iteration + 1) % self.log_every == 0:
             values = {"train/meta_loss": step.loss, **{f"train/{name}": value for name, value in step.logs.items()}}
             self.log_dict(values, prog_bar=True, batch_size=len(batch.number), sync_dist=True)  # the mean of all ranks
-            self._log_episodes(self.global_step + 1, len(batch.number) * self.trainer.world_size)
-        return _ReadyGradient.apply(step.loss, len(step.gradient), *step.gradient.values(), *self._trained)
+            self._log_episodes(iteration + 1, len(batch.number) * self.trainer.world_size)
+        return step
 
     def _log_episodes(self, steps: int, meta_batch_size: int) -> None:
         """An axis for loggers: at equal numbers of it, runs with different meta-batches have seen as many episodes."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from suite import share
 from suite.driver import Mismatch
 from suite.figures import write_figures
 from suite.peers import FILES
@@ -41,6 +42,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--whole", nargs="*", choices=list(RUNS), help="whole runs of `mamllit fit` instead of steps")
     made.add_argument("--full", action="store_true", help="every iteration of a whole run (else extrapolated from --lengths)")
     made.add_argument("--lengths", nargs=2, type=int, default=[200, 600], help="iterations of the two runs to extrapolate from")
+    made.add_argument("--share", action="store_true", help="which share of a bare loop's speed `mamllit fit` has on sine")
+    made.add_argument("--block", type=int, default=200, help="steps in each round of --share")
     made.add_argument("--out", type=Path, default=Path("runs/benchmarks") / date.today().isoformat())
     return made
 
@@ -108,12 +111,26 @@ def time_runs(options: argparse.Namespace) -> None:
     (options.out / "whole.json").write_text(json.dumps(entries, indent=1), encoding="utf-8")
 
 
+def time_share(options: argparse.Namespace) -> None:
+    """A line for each number of threads."""
+    compiled, lines = "false" if options.quick else "true", []
+    for threads in options.threads:
+        turns = share.measure(options.out, options.rounds, 2 if options.quick else options.block, compiled, threads)
+        lines.append(f"threads: {threads}, {share.markdown(turns)}")
+    about = "\n".join(f"- {key}: {value}" for key, value in facts().items())
+    (options.out / "share.md").write_text(f"# Share of a bare loop's speed\n\n{about}\n\n" + "\n".join(lines), encoding="utf-8")
+
+
 def main(arguments: list[str] | None = None) -> None:
     options = parser().parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda: this PyTorch finds no CUDA device; use --device cpu")
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "facts.json").write_text(json.dumps(facts(), indent=1), encoding="utf-8")
+    if options.share:
+        time_share(options)
+        print((options.out / "share.md").read_text(encoding="utf-8"))
+        return
     if options.whole is not None:
         time_runs(options)
         print((options.out / "whole.md").read_text(encoding="utf-8"))
