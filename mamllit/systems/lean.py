@@ -50,7 +50,7 @@ def plain(trainer: L.Trainer, module: Any) -> bool:
         and type(loop.automatic_optimization) is _AutomaticOptimization
         and type(strategy) is SingleDeviceStrategy
         and type(strategy.precision_plugin) is Precision
-        and strategy.model is module
+        and id(strategy.model) == id(module)
         and type(trainer.profiler) is PassThroughProfiler  # type: ignore[attr-defined]
         and trainer.gradient_clip_val is None
         and [type(optimizer) in OPTIMIZERS for optimizer in trainer.optimizers] == [True]
@@ -82,17 +82,17 @@ class LeanSteps:
                 hook(self.trainer, self.module, *args)
             self.module._current_fx_name = None
 
-    def advance(self, fetcher: Any) -> None:
+    def advance(self, data_fetcher: Any) -> None:
         """One batch."""
         loop, trainer, module, progress = self.loop, self.trainer, self.module, self.loop.batch_progress
         first = loop._restarting or progress.current.ready == 0
-        if first or trainer.accumulate_grad_batches != 1 or trainer.lightning_module is not module:
-            self.ordinary(fetcher)
+        if first or trainer.accumulate_grad_batches != 1 or trainer.lightning_module is not self.module:
+            self.ordinary(data_fetcher)
             return
         connector, data = trainer._logger_connector, trainer.datamodule  # type: ignore[attr-defined]
-        batch, _, _ = next(fetcher)
+        batch, _, _ = next(data_fetcher)
         number = loop.batch_idx + 1
-        progress.is_last_batch = fetcher.done
+        progress.is_last_batch = data_fetcher.done
         batch = data.on_before_batch_transfer(batch, 0)
         batch = data.transfer_batch_to_device(batch, trainer.strategy.root_device, 0)
         batch = data.on_after_batch_transfer(batch, 0)

@@ -49,7 +49,8 @@ def fit(path: Path, model: MetaLearner, ckpt_path: Path | None = None, steps: in
     trainer = {"callbacks": [keep], **trainer}
     made = L.Trainer(
         accelerator="cpu", max_steps=steps, max_epochs=-1, logger=CSVLogger(path, name="csv", version=0),
-        enable_progress_bar=False, enable_model_summary=False, val_check_interval=5, check_val_every_n_epoch=None, num_sanity_val_steps=0,
+        enable_progress_bar=False, enable_model_summary=False,
+        val_check_interval=5, check_val_every_n_epoch=None, num_sanity_val_steps=0,
         inference_mode=False, default_root_dir=path, **trainer,
     )  # fmt: skip
     made.fit(model, SineDataModule(meta_batch_size=2, seed=1, val_episodes=4), ckpt_path=ckpt_path, weights_only=False)
