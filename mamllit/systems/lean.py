@@ -11,13 +11,12 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loops.optimization.automatic import _AutomaticOptimization
-from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from mamllit.data import EpisodicDataModule
+from mamllit.systems.handover import hand_over
 from mamllit.systems.hooks import PER_STEP
 
 VERSIONS = ("2.6.",)  # of Lightning, whose loop does what is done here
@@ -44,6 +43,10 @@ def plain(trainer: L.Trainer, module: Any) -> bool:
     """Whether nothing takes part in a step but the module's own step and its optimiser, and Lightning is one that is known."""
     if not L.__version__.startswith(VERSIONS):
         return False
+    # private, so another version need not have them
+    from lightning.pytorch.loops.optimization.automatic import _AutomaticOptimization
+    from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+
     loop, strategy, callbacks = trainer.fit_loop.epoch_loop, trainer.strategy, trainer.callbacks  # type: ignore[attr-defined]
     return (
         type(loop) is _TrainingEpochLoop
@@ -86,7 +89,8 @@ class LeanSteps:
         """One batch."""
         loop, trainer, module, progress = self.loop, self.trainer, self.module, self.loop.batch_progress
         first = loop._restarting or progress.current.ready == 0
-        if first or trainer.accumulate_grad_batches != 1 or trainer.lightning_module is not self.module:
+        changed = trainer.accumulate_grad_batches != 1 or trainer.lightning_module is not module
+        if first or changed or loop.automatic_optimization._skip_backward:  # weight averaging sets the last
             self.ordinary(data_fetcher)
             return
         connector, data = trainer._logger_connector, trainer.datamodule  # type: ignore[attr-defined]
@@ -132,10 +136,3 @@ class LeanSteps:
         optimizer.step()
         counts.step.increment_completed()
         return {"loss": step.loss.detach()}
-
-
-def hand_over(gradients: Any, parameters: list[torch.Tensor]) -> None:
-    """Make each gradient its parameter's `.grad`, laid out as the parameter is, which autograd sees to and optimisers need."""
-    for gradient, value in zip(gradients, parameters, strict=True):
-        same = gradient.stride() == value.stride()
-        value.grad = gradient if same else torch.empty_like(value, requires_grad=False).copy_(gradient)

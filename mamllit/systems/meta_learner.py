@@ -19,27 +19,10 @@ from mamllit.metrics import EpisodeMetric, Summary
 from mamllit.stages import Memory, MetaStep
 from mamllit.systems.groups import parameter_groups
 from mamllit.systems.guard import NonFinite, finite, not_finite
+from mamllit.systems.handover import ReadyGradient
 from mamllit.systems.hooks import skip_driver_checks, skip_empty_hooks
 from mamllit.systems.lean import take_lean_steps
 from mamllit.systems.reading import Reading, readings_of
-
-
-class _ReadyGradient(torch.autograd.Function):
-    """A loss whose gradient is known: `backward` hands it to the parameters.
-
-    So Lightning's `loss.backward()`, and with it DDP's hooks, clipping, accumulation and loss scaling, work as ever.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, loss: Tensor, count: int, *gradient_and_params: Tensor) -> Tensor:
-        ctx.count = count
-        ctx.save_for_backward(*gradient_and_params[:count])
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (scale,) = grad_outputs
-        return None, None, *(None,) * ctx.count, *(gradient * scale for gradient in ctx.saved_tensors)
 
 
 class MetaLearner(L.LightningModule):
@@ -174,7 +157,7 @@ class MetaLearner(L.LightningModule):
 
     def training_step(self, batch: EpisodeBatch, batch_idx: int) -> Tensor:
         step = self.meta_step(batch)
-        return _ReadyGradient.apply(step.loss, len(step.gradient), *step.gradient.values(), *self.trained)
+        return ReadyGradient.apply(step.loss, len(step.gradient), *step.gradient.values(), *self.trained)
 
     def meta_step(self, batch: EpisodeBatch) -> MetaStep:
         """The meta-loss of a batch and its gradient; the values are logged where they are due."""
