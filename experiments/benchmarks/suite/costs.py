@@ -14,8 +14,16 @@ from suite.report import duration
 from suite.steps import Measured, Team, ratios, time_rounds
 
 EXPERIMENTS = Path(__file__).parents[2]
-FILES = {"sine": "sine_10shot*.yaml", "omniglot-5w1s-1q": "omniglot_5way_1shot*.yaml"}  # row -> its cells
-BASE = {"sine": "maml/sine_10shot", "omniglot-5w1s-1q": "maml/omniglot_5way_1shot"}
+FILES = {  # row -> its cells
+    "sine": "sine_10shot*.yaml",
+    "omniglot-5w1s-1q": "omniglot_5way_1shot*.yaml",
+    "mini-1s": "mini_imagenet_5way_1shot*.yaml",
+}
+BASE = {
+    "sine": "maml/sine_10shot",
+    "omniglot-5w1s-1q": "maml/omniglot_5way_1shot",
+    "mini-1s": "maml/mini_imagenet_5way_1shot",
+}
 
 
 def name_of(path: Path) -> str:
