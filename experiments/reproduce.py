@@ -77,7 +77,8 @@ def from_repository(cell: Cell, options: Options) -> None:
     """Evaluate the checkpoint that comes with mamllit."""
     file = pretrained.find(cell.key)
     result = pretrained.read(file)[0].result
-    training = {"steps_asked": cell.max_steps, "seconds": (result.get("fit") or {}).get("seconds"), "commit": result["commit"]}
+    fit = result.get("fit") or {}
+    training = {"steps_asked": cell.max_steps, "seconds": fit.get("seconds"), "commit": fit.get("commit")}
     evaluate(cell, result["seed"], f"{result['checkpoint']}, pretrained", cell.key, file, training, options)
 
 
