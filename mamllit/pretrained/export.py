@@ -101,7 +101,7 @@ def table() -> str:
         "Written by `mamllit export`; do not edit. Measured on meta-test after the number of inner steps in the third column,",
         "with the 95% interval over the episodes. `paper[n]` means n episodes. float16: the weights are stored rounded.",
         "",
-        "| name | iterations done / asked | inner steps | measured | published | seed, checkpoint | stored | measured at commit |",
+        "| name | iterations done / asked | inner steps | measured | published | seed, checkpoint | stored | measured at |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
         *(_row(read(name)[0]) for name in names()),
     ]
