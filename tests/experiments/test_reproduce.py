@@ -156,7 +156,8 @@ def test_a_checkpoint_that_comes_with_mamllit_is_evaluated_unless_training_is_as
 ) -> None:
     file = world.path / "maml_toy_3way_1shot.safetensors"
     file.write_bytes(b"tensors")
-    kept = SimpleNamespace(result={"seed": 7, "checkpoint": "best", "commit": "abc", "steps_done": 300})
+    fit = {"seconds": 12.5, "commit": "abc"}
+    kept = SimpleNamespace(result={"seed": 7, "checkpoint": "best", "commit": "of the test", "steps_done": 300, "fit": fit})
     monkeypatch.setattr(
         reproduce,
         "pretrained",
@@ -170,7 +171,7 @@ def test_a_checkpoint_that_comes_with_mamllit_is_evaluated_unless_training_is_as
         ((name, seed, rule, checkpoint, used, training, _),) = asked
         assert (name, seed, rule, checkpoint) == ("toy_3way_1shot", 7, "best, pretrained", "maml_toy_3way_1shot")
         assert used == file
-        assert training == {"steps_asked": 300, "seconds": None, "commit": "abc"}
+        assert training == {"steps_asked": 300, "seconds": 12.5, "commit": "abc"}
     else:
         assert asked == []
 
