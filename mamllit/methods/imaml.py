@@ -11,8 +11,7 @@ leaves alone (batch norm's) move phi too; the same theorem gives that part of th
 g>. So the engine needs to know nothing of all this.
 
 Departures: all inner steps are taken on the regularised loss, as in the paper (the authors' code takes one so, after all
-others without); H is divided by lambda (theirs: lambda + 10); a test adapts with lambda as well (theirs: 0); frozen parameters
-as in `mamllit.methods.maml`.
+others without); a test adapts with lambda as well (theirs: 0); frozen parameters as in `mamllit.methods.maml`.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,8 +35,7 @@ class IMAML(InnerLoopMethod):
             has converged.
         proximity: lambda, the strength of the pull towards theta, > 0.
         cg_steps: steps of conjugate gradients, >= 1.
-        damping: added to the identity in I + H / lambda, for a support loss that curves downwards (the authors: 1). Where an
-            eigenvalue of H is below - lambda (1 + damping), the matrix is indefinite and g no longer a descent direction.
+        damping: added to the identity in I + H / lambda, for a support loss that curves downwards (the authors: 1).
 
     Raises:
         ValueError: as in `MAML`; for a number out of bounds.
