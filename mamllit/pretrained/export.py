@@ -134,7 +134,8 @@ def _row(checkpoint: Checkpoint) -> str:
 
 
 def _result(result: Mapping[str, Any], step: int, asked: int, ckpt: str, printed: Mapping[str, Any]) -> dict[str, Any]:
-    """What is kept of a result: no command line, for it names folders of the machine; numbers to six digits."""
+    """What is kept of a result: no command line and no reason of a stop, for they name folders of the machine; numbers to six
+    digits."""
     if result["steps_done"] != step:
         raise ValueError(
             f"result.json is about the weights after {result['steps_done']} steps, but {ckpt}.ckpt holds those after {step}: "
@@ -149,6 +150,8 @@ def _result(result: Mapping[str, Any], step: int, asked: int, ckpt: str, printed
         if entry["split"] == "test"
     }
     kept = {key: result.get(key) for key in KEPT}
+    if kept["fit"]:
+        kept["fit"] = {key: value for key, value in kept["fit"].items() if key != "stopped"}
     return kept | {
         "steps_done": step,
         "steps_asked": asked,

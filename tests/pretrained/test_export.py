@@ -157,3 +157,8 @@ def test_the_package_s_table_is_up_to_date() -> None:
         checkpoint, _ = read(name)
         assert checkpoint.name == name
         load(name)
+
+
+def test_the_checkpoints_that_come_with_mamllit_name_no_folder_of_a_machine() -> None:
+    for name in files.names():
+        assert "stopped" not in (files.read(name)[0].result["fit"] or {})
