@@ -52,9 +52,9 @@ def chunk_size(execution: Execution, episodes: Episode, limit: int | None = None
 class MetaGradient:
     """Computes the mean meta-loss of a batch of episodes and its gradient.
 
-    A method with an inner loop runs in stages, unless it is compiled, takes a single step and the meta-batch is small (sine):
-    then, and for a method that says no more than its `meta_loss`, everything is one function. A method that cannot be
-    vectorised runs episode by episode, uncompiled (`mamllit.looped`).
+    A method with an inner loop runs in stages, unless it is compiled and takes a single step, on a CPU or in a small
+    meta-batch (sine): then, and for a method that says no more than its `meta_loss`, everything is one function. A method
+    that cannot be vectorised runs episode by episode, uncompiled (`mamllit.looped`).
 
     Args:
         method: its `meta_loss` is differentiated with respect to its parameters.
@@ -135,5 +135,5 @@ class MetaGradient:
         if not self._staging:
             return Whole(method, self.names(), backend)
         assert isinstance(method, InnerLoopMethod)
-        one_call = self.compiled and small and self.memory == "keep" and method.inner_steps <= 1
+        one_call = self.compiled and (small or on_cpu) and self.memory == "keep" and method.inner_steps <= 1
         return Whole(method, self.names(), backend) if one_call else Staged(method, self.names(), backend, self.memory)

@@ -55,7 +55,7 @@ class Whole:
             def one(episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
                 return functional_call(self.verbs, params, (type(self.verbs.method).meta_loss, episode))
 
-            losses, logs = vmap(one, randomness="different")(episodes)
+            losses, logs = _of_each(len(tensors[-1]), one, (0,), episodes)
             return losses.mean(), {name: value.mean() for name, value in logs.items()}
 
         gradient, (loss, logs) = grad_and_value(mean_loss, has_aux=True)(params)
@@ -101,7 +101,7 @@ class Staged:
         def one(state: Params, support: Examples) -> Params:
             return functional_call(self.verbs, params, (type(self.method).step, state, support))
 
-        new = vmap(one, in_dims=(state_dim, 0), randomness="different")(state, support)
+        new = _of_each(len(tensors[-1]), one, (state_dim, 0), state, support)
         return tuple(new[name] for name in self.state_names)
 
     def _outer_of_own(self, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -116,7 +116,7 @@ class Staged:
         def one(state: Params, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
             return functional_call(self.verbs, params, (type(self.method).outer_loss, state, episode))
 
-        losses, logs = vmap(one, in_dims=(state_dim, 0), randomness="different")(state, episodes)
+        losses, logs = _of_each(len(tensors[-1]), one, (state_dim, 0), state, episodes)
         self.logged = list(logs)
         return losses.mean(), *(value.mean() for value in logs.values())
 
@@ -177,6 +177,24 @@ class _Recomputed(torch.autograd.Function):
         own, theirs = zip(*pairs, strict=True) if pairs else ((), ())
         found = iter(torch.autograd.grad(own, wanted, theirs, allow_unused=True) if own else [None] * len(wanted))
         return None, *(next(found) if need else None for need in needed)
+
+
+def _of_each(tasks: int, one: Callable[..., Any], in_dims: tuple[int | None, ...], *values: Any) -> Any:
+    """`vmap(one, in_dims)(*values)` over `tasks` tasks; a single one runs as it is, which takes fewer calls."""
+    if tasks > 1:
+        return vmap(one, in_dims=in_dims, randomness="different")(*values)
+    single = [value if dim is None else _mapped(lambda x: x[0], value) for value, dim in zip(values, in_dims, strict=True)]
+    return _mapped(lambda x: x[None], one(*single))
+
+
+def _mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """`function` of every tensor in dicts and tuples."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        return {name: _mapped(function, part) for name, part in value.items()}
+    parts = [_mapped(function, part) for part in value]
+    return value._make(parts) if hasattr(value, "_make") else tuple(parts)
 
 
 def _flat(episodes: Episode) -> tuple[Tensor, ...]:

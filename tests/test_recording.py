@@ -10,12 +10,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from mamllit import recording
 from mamllit.backbones import Conv4, conv_kernels
-from mamllit.backbones.convolution import conv, conv_input_grad_op
+from mamllit.backbones.convolution import conv, conv_input_grad_op, conv_op
 from mamllit.engine import MetaGradient
 from mamllit.episode import Episode
 from mamllit.methods import MAML
 from mamllit.objectives import Classification
-from mamllit.recording import drop_identities, join_sums, recorded
+from mamllit.recording import call_directly, drop_identities, join_sums, recorded
 
 SUM = torch.ops.mamllit.conv_input_grad_sum.default
 ONE = torch.ops.mamllit.conv_input_grad.default
@@ -68,6 +68,32 @@ def test_permutations_that_change_nothing_go_unless_they_are_returned() -> None:
     permutations = [node.args[1] for node in traced.graph.nodes if node.target is torch.ops.aten.permute.default]
     assert sorted(permutations) == [[0, 1], [1, 0]]
     torch.testing.assert_close(traced(x, y), function(x, y))
+
+
+def test_detaching_goes_unless_it_is_returned() -> None:
+    def function(x: Tensor) -> tuple[Tensor, ...]:
+        return x.detach() * 2, x.sin().detach()
+
+    traced = make_fx(function)(random(2))
+    drop_identities(traced.graph)
+    traced.recompile()
+    kept = [node for node in traced.graph.nodes if node.target in (torch.ops.aten.detach.default, torch.ops.aten.alias.default)]
+    assert len(kept) == 1
+    x = random(2)
+    torch.testing.assert_close(traced(x), function(x))
+
+
+def test_operators_are_called_as_functions_with_the_same_result() -> None:
+    def function(x: Tensor, u: Tensor) -> Tensor:
+        return conv_op(x, u, 2, True).sin()
+
+    x, u = random(3, 2, 6, 6, 2), random(3, 4, 2, 3, 3)
+    traced = make_fx(function)(x, u)
+    call_directly(traced.graph)
+    traced.recompile()
+    called = [node.target for node in traced.graph.nodes if node.op == "call_function"]
+    assert called == [conv_kernels.conv, torch.ops.aten.sin.default]
+    assert torch.equal(traced(x, u), function(x, u))
 
 
 def test_what_is_used_elsewhere_or_differs_is_left_alone() -> None:

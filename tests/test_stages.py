@@ -57,6 +57,21 @@ def test_whole_equals_staged(image_episodes: Callable[..., Episode]) -> None:
     torch.testing.assert_close(meta_gradient(episodes)._asdict(), whole._asdict(), **CLOSE)
 
 
+@pytest.mark.parametrize("memory", ["keep", "recompute"])
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_a_single_task_equals_the_same_task_twice(
+    steps: int, memory: Any, image_episodes: Callable[..., Episode], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One task runs as it is, two run under `vmap`; recorded too."""
+    monkeypatch.setattr(engine, "SMALL", 0)
+    method, one = conv_method("stride", steps), image_episodes(1, side=16)
+    two = Episode(*(Examples(torch.cat((part.x, part.x)), torch.cat((part.y, part.y))) for part in one))
+    expected = MetaGradient(method, "vmap", memory=memory)(two)
+    for compiled in (False, True):
+        found = MetaGradient(method, "vmap", compiled=compiled, memory=memory)(one)
+        torch.testing.assert_close(found._asdict(), expected._asdict(), **CLOSE)
+
+
 @pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="torch.compile needs a C++ compiler on the CPU")
 @pytest.mark.parametrize("memory", ["keep", "recompute"])
 def test_compiled_stages_equal_the_plain_ones(memory: Any, sine_episodes: Callable[..., Episode]) -> None:
@@ -66,6 +81,13 @@ def test_compiled_stages_equal_the_plain_ones(memory: Any, sine_episodes: Callab
         warnings.filterwarnings("error", message="torch.compile failed")
         step = MetaGradient(method, compiled=True, memory=memory)(episodes)
     torch.testing.assert_close(step._asdict(), MetaGradient(method)(episodes)._asdict(), **CLOSE)
+
+
+@pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="torch.compile needs a C++ compiler on the CPU")
+def test_a_compiled_single_task_equals_the_plain_one(sine_episodes: Callable[..., Episode]) -> None:
+    """Products of matrices without a dimension of tasks are joined with sums by the compiler, and once lost the step size."""
+    method = MAML(MLP(1, [8, 8], 1).double(), Regression(), 0.1, 1, "sum_over_shots")
+    check_compiled(MetaGradient(method, compiled=True), method, sine_episodes(1))
 
 
 @pytest.mark.parametrize("memory", ["keep", "recompute"])

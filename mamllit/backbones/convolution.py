@@ -14,15 +14,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import custom_op, register_fake
+from torch.library import register_fake
 
 from mamllit.backbones import conv_kernels, conv_places
+from mamllit.backbones.operators import opaque
 
-conv_op = custom_op("mamllit::conv", conv_kernels.conv, mutates_args=())
-conv_input_grad_op = custom_op("mamllit::conv_input_grad", conv_kernels.conv_input_grad, mutates_args=())
+conv_op = opaque("conv", conv_kernels.conv)
+conv_input_grad_op = opaque("conv_input_grad", conv_kernels.conv_input_grad)
 # no function of this file calls it: `mamllit.recording` puts it in place of a sum
-conv_input_grad_sum_op = custom_op("mamllit::conv_input_grad_sum", conv_kernels.conv_input_grad_sum, mutates_args=())
-conv_weight_grad_op = custom_op("mamllit::conv_weight_grad", conv_kernels.conv_weight_grad, mutates_args=())
+conv_input_grad_sum_op = opaque("conv_input_grad_sum", conv_kernels.conv_input_grad_sum)
+conv_weight_grad_op = opaque("conv_weight_grad", conv_kernels.conv_weight_grad)
 
 # ---- shapes, derivatives, and the batch of tasks ------------------------------------------------------------------------
 

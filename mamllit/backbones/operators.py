@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
+functions: dict[
+    str, Callable[..., Any]
+] = {}  # what an operator does, by its name: without the dispatcher, for `mamllit.recording`
 CACHED_BYTES = 2**21  # of one operand, for the tasks that are worked on at once on a CPU
+
+
+def opaque(name: str, function: Callable[..., Any], schema: str | None = None) -> Any:
+    """`function` as an operator that no tracer looks into; it has no derivative and changes no argument."""
+    functions[f"mamllit::{name}"] = function
+    return custom_op(f"mamllit::{name}", function, mutates_args=(), schema=schema)
 
 
 def operator(name: str, plain: Callable[..., list[Tensor]], blocks: Callable[..., list[Tensor]], arguments: str) -> Any:
@@ -19,11 +28,11 @@ def operator(name: str, plain: Callable[..., list[Tensor]], blocks: Callable[...
 
     `arguments`: of both, as in a PyTorch schema.
     """
-    opaque = custom_op(f"mamllit::{name}", blocks, mutates_args=(), schema=f"({arguments}) -> Tensor[]")
-    opaque.register_fake(plain)
+    in_pieces = opaque(name, blocks, f"({arguments}) -> Tensor[]")
+    in_pieces.register_fake(plain)
 
     def run(*values: Any) -> list[Tensor]:
-        return opaque(*values) if values[0].device.type == "cpu" and not torch.is_grad_enabled() else plain(*values)
+        return in_pieces(*values) if values[0].device.type == "cpu" and not torch.is_grad_enabled() else plain(*values)
 
     return run
 

@@ -4,21 +4,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import custom_op, register_fake
+from torch.library import register_fake
 
 from mamllit.backbones.conv_kernels import patch_view
 from mamllit.backbones.conv_places import Places
 from mamllit.backbones.convolution import ConvInputGrad
+from mamllit.backbones.operators import opaque
 
 
-@custom_op("mamllit::unfold", mutates_args=())
-def unfold_op(x: Tensor, kernel: int, stride: int, same: bool) -> Tensor:
+def _unfold(x: Tensor, kernel: int, stride: int, same: bool) -> Tensor:
     """[(T,) n, H, W, C] -> [(T,) n, h, w, k k C + 1]: the pixels under the kernel at each place, then a one."""
     view = patch_view(x if x.dim() == 5 else x[None], Places(kernel, stride, same))
     out = x.new_empty(*view.shape[:-2], view.shape[-2] * view.shape[-1] + 1)
     out[..., :-1].unflatten(-1, view.shape[-2:]).copy_(view)
     out[..., -1] = 1
     return out if x.dim() == 5 else out[0]
+
+
+unfold_op = opaque("unfold", _unfold)
 
 
 @register_fake("mamllit::unfold")
