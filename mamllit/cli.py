@@ -26,7 +26,7 @@ from mamllit.callbacks.keeping import check_written, equip, plugins, starting_po
 from mamllit.callbacks.stopping import last_checkpoint
 from mamllit.data import EpisodicDataModule
 from mamllit.pretrained.build import fill
-from mamllit.pretrained.files import is_meant
+from mamllit.pretrained.files import is_meant, steps_done
 from mamllit.systems import MetaLearner
 
 RUN_DIR_VARIABLE = "MAMLLIT_RUN_DIR"  # tells processes that Lightning starts for the other ranks where the run lives
@@ -77,7 +77,7 @@ class SaveConfig(SaveConfigCallback):
 
 
 class MamllitCLI(LightningCLI):
-    """See the module; the arguments beside Lightning's are `--wandb`, `--run_name`, `--threads` and `--test_after_fit`."""
+    """See the module; arguments of ours: `--wandb`, `--run_name`, `--threads`, `--init_from` and `--test_after_fit`."""
 
     pretrained: Path | None = None  # a safetensors file to evaluate; Lightning would take its own checkpoints only
 
@@ -85,6 +85,7 @@ class MamllitCLI(LightningCLI):
         parser.add_argument("--wandb", choices=["offline", "online", "disabled"], default="offline", help="W&B mode")
         parser.add_argument("--run_name", type=str, default="", help="run directory below default_root_dir (seed_<seed>)")
         parser.add_argument("--test_after_fit", type=bool, default=True, help="evaluate the last weights after fit")
+        parser.add_argument("--init_from", type=str | None, default=None, help="fit: begin with a trained checkpoint's weights")
         parser.add_argument("--threads", type=int | None, default=None, help="CPU threads (torch's default: one per core)")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint_last")
         parser.set_defaults({f"checkpoint_last.{k}": v for k, v in _LAST.items()})
@@ -108,6 +109,8 @@ class MamllitCLI(LightningCLI):
             if config.threads < 1:
                 raise ValueError(f"threads is {config.threads}; it must be >= 1")
             torch.set_num_threads(config.threads)
+        if config.init_from is not None and not fitting:
+            raise ValueError(f"init_from is {config.init_from!r}; it is for `fit`. To evaluate a checkpoint, use --ckpt_path")
         as_asked = config.clone()
         as_asked.ckpt_path = None  # a resumed run is repeated from its beginning
         self.save_config_kwargs = {"as_asked": as_asked}
@@ -128,14 +131,14 @@ class MamllitCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         asked = self._get(self.config_init, "trainer").get("plugins")
         trainer = super().instantiate_trainer(plugins=plugins(asked), **kwargs)
-        equip(trainer)
+        equip(trainer, self._get(self.config, "init_from"))
         return trainer
 
     def before_test(self) -> None:
         if self.pretrained is not None:
             checkpoint, tensors = pretrained.read(self.pretrained)
             fill(self.model.method, checkpoint, tensors)
-            self.model.trained_steps = checkpoint.result["steps_done"]
+            self.model.trained_steps = steps_done(checkpoint.result)
 
     before_validate = before_test
 
@@ -187,8 +190,8 @@ def _pretrained(asked: str | None, fitting: bool) -> Path | None:
     path = pretrained.find(asked)
     if fitting:
         raise ValueError(
-            f"{path} holds a trained model without the optimiser's state, so `fit` cannot go on from it; evaluate it with "
-            "`mamllit test`, or resume from a .ckpt file of a run"
+            f"{path} holds a trained model without the optimiser's state, so `fit` cannot resume it; begin a new run "
+            f"with its weights by --init_from {asked}, or resume from a .ckpt file of a run"
         )
     return path
 

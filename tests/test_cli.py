@@ -19,7 +19,7 @@ import torch
 
 from mamllit import cli
 from mamllit.pretrained import files
-from mamllit.pretrained.export import export
+from mamllit.pretrained.export import export, table
 
 REPOSITORY = Path(__file__).parents[1]
 SINE = str(REPOSITORY / "experiments" / "maml" / "sine_10shot.yaml")
@@ -415,10 +415,55 @@ def test_a_pretrained_checkpoint_of_another_network_is_refused(tmp_path: Path) -
 
 @pytest.mark.usefixtures("exported")
 def test_a_pretrained_checkpoint_cannot_be_resumed(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"maml_sine\.safetensors holds a trained model without the optimiser's state"):
+    with pytest.raises(
+        ValueError, match=r"maml_sine\.safetensors holds a trained model without the optimiser's state.*--init_from maml_sine"
+    ):
         cli.run(short(tmp_path, "--ckpt_path", "maml_sine"))
 
 
 def test_the_result_names_the_commit(fitted: SimpleNamespace) -> None:
     commit = result(fitted.run)["commit"]
     assert commit is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", commit)
+
+
+# ---- a fit that begins with a checkpoint -------------------------------------------------------------------------------
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def test_a_fit_begins_with_a_checkpoint_and_says_so(exported: Path, fitted: SimpleNamespace, tmp_path: Path) -> None:
+    cli.run(short(tmp_path / "still", "--init_from", "maml_sine", "--model.optimizer.init_args.lr", "0"))
+    torch.testing.assert_close(weights(tmp_path / "still" / "seed_0"), weights(fitted.run), rtol=0, atol=0)
+    origin = {"name": "maml_sine", "steps_done": 22, "seed": 0}
+    assert result(tmp_path / "still" / "seed_0")["fit"]["started_from"] == origin
+    cli.run(command("test", tmp_path / "still"))
+    again = export(tmp_path / "still" / "seed_0", out=tmp_path / "package" / "maml_sine_longer.safetensors")
+    assert files.steps_done(files.read(again)[0].result) == 24
+    assert "| 22 + 2 / 2 |" in table()
+    cli.run(short(tmp_path / "third", "--init_from", str(again)))
+    chain = result(tmp_path / "third" / "seed_0")["fit"]["started_from"]
+    assert chain == {"name": "maml_sine_longer", "steps_done": 2, "seed": 0, "started_from": origin}
+    assert files.steps_before({"fit": {"started_from": chain}}) == 24
+
+
+def test_a_resumed_fit_keeps_its_own_weights_and_remembers_where_it_began(exported: Path, tmp_path: Path) -> None:
+    cli.run(short(tmp_path / "whole", "--init_from", "maml_sine", "--trainer.max_steps", "4"))
+    cli.run(short(tmp_path / "parts", "--init_from", "maml_sine"))
+    cli.run(short(tmp_path / "parts", "--ckpt_path", "last", "--trainer.max_steps", "4"))
+    torch.testing.assert_close(weights(tmp_path / "parts" / "seed_0"), weights(tmp_path / "whole" / "seed_0"), rtol=0, atol=0)
+    assert result(tmp_path / "parts" / "seed_0")["fit"]["started_from"]["name"] == "maml_sine"
+
+
+@pytest.mark.usefixtures("exported")
+def test_what_a_fit_cannot_begin_with_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint is named 'maml_sines' \(did you mean 'maml_sine'\?\)"):
+        cli.run(short(tmp_path, "--init_from", "maml_sines"))
+    hidden = ["--model.method.init_args.backbone.init_args.hidden", "[40,30]"]
+    with pytest.raises(ValueError, match="maml_sine does not fit the model"):
+        cli.run(short(tmp_path, "--init_from", "maml_sine", *hidden))
+    with pytest.raises(
+        ValueError, match=r"init_from is 'maml_sine'; it is for `fit`. To evaluate a checkpoint, use --ckpt_path"
+    ):
+        cli.run(command("test", tmp_path, "--init_from", "maml_sine"))

@@ -1,4 +1,4 @@
-"""Lightning callbacks: progress, figures, results, W&B's dashboard, a tuned step size, and what lets no run be lost."""
+"""Lightning callbacks: progress, figures, results, W&B's dashboard, starting weights, and what lets no run be lost."""
 
 from mamllit.callbacks.checkpoints import DurableCheckpointIO
 from mamllit.callbacks.collapse import CollapseAlarm
@@ -6,6 +6,7 @@ from mamllit.callbacks.dashboard import WandbDashboard
 from mamllit.callbacks.figures import AdaptationFigures
 from mamllit.callbacks.progress import StepProgressBar
 from mamllit.callbacks.results import ResultWriter
+from mamllit.callbacks.start_from import StartFrom
 from mamllit.callbacks.stopping import CleanStop, Stopped
 from mamllit.callbacks.tuning import TunedStepSize
 
@@ -15,6 +16,7 @@ __all__ = [
     "CollapseAlarm",
     "DurableCheckpointIO",
     "ResultWriter",
+    "StartFrom",
     "StepProgressBar",
     "Stopped",
     "TunedStepSize",

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from mamllit import durable
 from mamllit.callbacks.checkpoints import DurableCheckpointIO, newest
 from mamllit.callbacks.logs import keep_going
+from mamllit.callbacks.start_from import StartFrom
 from mamllit.callbacks.stopping import CleanStop, last_checkpoint
 
 
@@ -24,9 +25,9 @@ def plugins(asked: Any) -> list[Any]:
     return [*given, *slurm, DurableCheckpointIO()]
 
 
-def equip(trainer: L.Trainer) -> None:
-    """Let a trainer stop cleanly, and go on where a logger fails."""
-    trainer.callbacks.insert(0, CleanStop())  # type: ignore[attr-defined]
+def equip(trainer: L.Trainer, init_from: str | None = None) -> None:
+    """Let a trainer stop cleanly, go on where a logger fails, and begin with the weights of a trained checkpoint."""
+    trainer.callbacks[:0] = [CleanStop(), StartFrom(init_from)]  # type: ignore[attr-defined]
     keep_going([logger for logger in trainer.loggers if isinstance(logger, Logger)])
 
 

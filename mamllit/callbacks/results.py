@@ -21,6 +21,7 @@ from rich.table import Table
 from mamllit import durable
 from mamllit.callbacks.logs import unharmed
 from mamllit.callbacks.provenance import commit, versions
+from mamllit.callbacks.start_from import StartFrom
 from mamllit.metrics import Summary
 from mamllit.systems.meta_learner import MetaLearner
 from mamllit.systems.reading import Reading
@@ -75,6 +76,9 @@ class ResultWriter(L.Callback):
             "iterations_per_second": round((trainer.global_step - self._first_step) / max(seconds, 1e-9), 2),
         }
         self._seconds_before, self._clock = self._seconds(), 0.0
+        starts = (callback for callback in trainer.callbacks if isinstance(callback, StartFrom))  # type: ignore[attr-defined]
+        origin = next((start.origin for start in starts), None)
+        self._fit |= {"started_from": origin} if origin else {}
         if isinstance(pl_module, MetaLearner):
             self._fit |= {"skipped_steps": pl_module.skipped_steps} if pl_module.skipped_steps else {}
             self._write(trainer, pl_module, "fit")

@@ -7,7 +7,7 @@ from typing import Literal
 from jsonargparse import ArgumentParser
 
 from mamllit.pretrained.export import export
-from mamllit.pretrained.files import LIMIT, Checkpoint, DType, read
+from mamllit.pretrained.files import LIMIT, Checkpoint, DType, read, steps_done
 
 
 def command(
@@ -30,7 +30,7 @@ def command(
     checkpoint, tensors = read(path)
     result = checkpoint.result
     print(f"checkpoint: {path} ({path.stat().st_size:,} bytes, {sum(t.numel() for t in tensors.values()):,} parameters)")
-    print(f"trained for {result['steps_done']:,} of {result['steps_asked']:,} iterations; measured: {measured(checkpoint)}")
+    print(f"trained for {steps_done(result):,} of {result['steps_asked']:,} iterations; measured: {measured(checkpoint)}")
 
 
 def measured(checkpoint: Checkpoint) -> str:

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from mamllit.pretrained.build import class_paths, rebuild
-from mamllit.pretrained.files import FOLDER, LIMIT, SUFFIX, Checkpoint, DType, find, names, read, write
+from mamllit.pretrained.files import FOLDER, LIMIT, SUFFIX, Checkpoint, DType, find, names, read, steps_before, write
 
 PREFIX = "method."  # of the meta-parameters in a Lightning checkpoint of MetaLearner
 LEFT_OUT = {"root", "download", "cache_dir"}  # of the data: where the images lay concerns nobody else
@@ -120,9 +120,10 @@ def _row(checkpoint: Checkpoint) -> str:
         for name, entry in result["results"].items()
     ]
     published = [f"{name}: {number(v[str(steps)])}" for name, v in result["published"].items() if str(steps) in v]
+    before = f"{earlier:,} + " if (earlier := steps_before(result)) else ""
     cells = [
         f"`{checkpoint.name}`",
-        f"{result['steps_done']:,} / {result['steps_asked']:,}",
+        f"{before}{result['steps_done']:,} / {result['steps_asked']:,}",
         str(steps),
         "<br>".join(measured) or "not measured",
         "<br>".join(published),

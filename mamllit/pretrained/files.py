@@ -54,6 +54,17 @@ class Checkpoint:
         return int(self.model["report_step"])
 
 
+def steps_before(result: Mapping[str, Any]) -> int:
+    """Iterations that the weights had behind them when the fit of a result (`result.json`) began: 0 for untrained ones."""
+    origin = (result.get("fit") or {}).get("started_from")
+    return 0 if not origin else origin["steps_done"] + steps_before({"fit": origin})
+
+
+def steps_done(result: Mapping[str, Any]) -> int:
+    """All iterations that the weights of a result have behind them."""
+    return steps_before(result) + result["steps_done"]
+
+
 def names() -> list[str]:
     """Names of the checkpoints that come with mamllit."""
     return sorted(path.stem for path in FOLDER.glob(f"*{SUFFIX}"))

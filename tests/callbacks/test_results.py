@@ -63,6 +63,7 @@ def trainer(folder: Path, **changes: Any) -> Any:
         "global_step": 700,
         "max_steps": 1000,
         "checkpoint_callbacks": [],
+        "callbacks": [],
         "strategy": SimpleNamespace(checkpoint_io=DurableCheckpointIO()),
     }
     return SimpleNamespace(**{**values, **changes})
