@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mamllit.backbones import norm_kernels as kernels
+from mamllit.backbones import norm_library
 from mamllit.backbones.operators import bordered, in_blocks, inner, operator, over_tasks, zero_border
 
 # ---- the operators: on an accelerator, and where autograd records, plain ones; else in blocks, where no tracer looks in ------
@@ -44,6 +45,10 @@ def _forward_blocks(
     x: Tensor, p: Tensor | None, shift: Tensor, eps: float, relu: bool, before: int, after: int
 ) -> list[Tensor]:
     z = bordered(x if p is None else p, before, after)
+    if p is None and x.dim() == 4:
+        _, mean, r = norm_library.forward(x, shift, eps, relu, inner(z, before, after))
+        zero_border(z, before, after)
+        return [z, mean, r]
 
     def block(x: Tensor, p: Tensor | None, shift: Tensor, z: Tensor) -> list[Tensor]:
         _, mean, r = kernels.forward(x, p, shift, eps, relu, inner(z, before, after))
@@ -57,8 +62,10 @@ def _first_blocks(
     g: Tensor, x: Tensor, p: Tensor | None, z: Tensor, mean: Tensor, r: Tensor,
     eps: float, relu: bool, before: int, after: int,
 ) -> list[Tensor]:  # fmt: skip
-    to = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (x, p) if tensor is not None]
     g, z = inner(g, before, after), inner(z, before, after)
+    if p is None and x.dim() == 4:
+        return norm_library.first(g, x, z, mean, r, eps, relu)
+    to = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (x, p) if tensor is not None]
     return [*to, *in_blocks(kernels.first, to, g, x, p, z, mean, r, eps, relu)]
 
 
