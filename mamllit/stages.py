@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vmap
+from torch.func import functional_call, vmap
 
 from mamllit.adaptation import Params
 from mamllit.compiling import Backend, Compiler, Function
@@ -50,17 +50,17 @@ class Whole:
 
     def _run(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         params, episodes = dict(zip(self.names, tensors[:-4], strict=True)), _episodes(tensors[-4:])
+        with torch.enable_grad():  # and autograd for the outermost derivative, of which no other is taken
+            leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
 
-        def mean_loss(params: Params) -> tuple[Tensor, dict[str, Tensor]]:
             def one(episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
-                return functional_call(self.verbs, params, (type(self.verbs.method).meta_loss, episode))
+                return functional_call(self.verbs, leaves, (type(self.verbs.method).meta_loss, episode))
 
             losses, logs = _of_each(len(tensors[-1]), one, (0,), episodes)
-            return losses.mean(), {name: value.mean() for name, value in logs.items()}
-
-        gradient, (loss, logs) = grad_and_value(mean_loss, has_aux=True)(params)
+            loss = losses.mean()
+            gradient = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
         self.logged = list(logs)
-        return loss, *logs.values(), *gradient.values()
+        return loss.detach(), *(value.detach().mean() for value in logs.values()), *gradient
 
     def __call__(self, params: Params, episodes: Episode) -> MetaStep:
         loss, *rest = self.run(*params.values(), *_flat(episodes))
