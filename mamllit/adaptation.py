@@ -77,6 +77,6 @@ def gradient_step(
         alpha = step_size[name] if isinstance(step_size, Mapping) else step_size
         if isinstance(alpha, Tensor):
             new[name] = params[name] - alpha * gradient[name]
-        else:  # in one pass; not `add` with a negative alpha, which the compiler of torch 2.14 forgets after a matrix product
+        else:  # in one pass; not `add` with a negative alpha, which the compiler forgets after a product (pytorch issue 167313)
             new[name] = torch.sub(params[name], gradient[name], alpha=alpha)
     return new
