@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-functions: dict[
-    str, Callable[..., Any]
-] = {}  # what an operator does, by its name: without the dispatcher, for `mamllit.recording`
+# what each operator does, by its name; `mamllit.recording` calls it without PyTorch's dispatcher
+functions: dict[str, Callable[..., Any]] = {}
 CACHED_BYTES = 2**21  # of one operand, for the tasks that are worked on at once on a CPU
 
 
