@@ -19,6 +19,7 @@ from mamllit.stages import Memory, MetaStep, Staged, Whole
 Execution = Literal["auto", "vmap", "loop"] | int
 CPU_CHUNK = 2**23  # input numbers of the episodes that one vectorised chunk holds on a CPU, see `chunk_size`
 SMALL = 2**12  # input numbers of a meta-batch up to which calls cost more than arithmetic, see `MetaGradient`
+RECORDED_STEPS = 5  # inner steps that are recorded as one function; making one takes time and memory for each of them
 
 
 def take(episodes: Episode, start: int, stop: int) -> Episode:
@@ -52,9 +53,9 @@ def chunk_size(execution: Execution, episodes: Episode, limit: int | None = None
 class MetaGradient:
     """Computes the mean meta-loss of a batch of episodes and its gradient.
 
-    A method with an inner loop runs in stages, unless it is compiled and takes a single step, on a CPU or in a small
-    meta-batch (sine): then, and for a method that says no more than its `meta_loss`, everything is one function. A method
-    that cannot be vectorised runs episode by episode, uncompiled (`mamllit.looped`).
+    A method with an inner loop runs in stages, unless it is compiled and takes a single step in a small meta-batch (sine),
+    or few steps on a CPU: then, and for a method that says no more than its `meta_loss`, everything is one function. A
+    method that cannot be vectorised runs episode by episode, uncompiled (`mamllit.looped`).
 
     Args:
         method: its `meta_loss` is differentiated with respect to its parameters.
@@ -135,5 +136,6 @@ class MetaGradient:
         if not self._staging:
             return Whole(method, self.names(), backend)
         assert isinstance(method, InnerLoopMethod)
-        one_call = self.compiled and (small or on_cpu) and self.memory == "keep" and method.inner_steps <= 1
+        whole = 1 if small else RECORDED_STEPS if on_cpu else 0
+        one_call = self.compiled and self.memory == "keep" and method.inner_steps <= whole
         return Whole(method, self.names(), backend) if one_call else Staged(method, self.names(), backend, self.memory)

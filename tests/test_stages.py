@@ -90,12 +90,13 @@ def test_a_compiled_single_task_equals_the_plain_one(sine_episodes: Callable[...
     check_compiled(MetaGradient(method, compiled=True), method, sine_episodes(1))
 
 
-@pytest.mark.parametrize("memory", ["keep", "recompute"])
+@pytest.mark.parametrize(("memory", "whole"), [("keep", 5), ("keep", 0), ("recompute", 5)])
 @pytest.mark.parametrize("downsample", ["stride", "max_pool"])
 def test_recorded_convolutions_equal_the_plain_ones(
-    downsample: str, memory: Any, image_episodes: Callable[..., Episode], monkeypatch: pytest.MonkeyPatch
+    downsample: str, memory: Any, whole: int, image_episodes: Callable[..., Episode], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "SMALL", 0)
+    monkeypatch.setattr(engine, "RECORDED_STEPS", whole)
     method, episodes = conv_method(downsample, 2), image_episodes(3, side=16)
     check_compiled(MetaGradient(method, "vmap", compiled=True, memory=memory), method, episodes)
 

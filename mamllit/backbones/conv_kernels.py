@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mamllit.backbones import conv_library
 from mamllit.backbones.conv_places import Places, pad
+from mamllit.backbones.operators import balanced
 
 # Measured on two cores of a Zen 3: where a task's patches are larger than this, the library's convolution, task by task, beats
 # the product. The limit is higher for stride 2, whose patches repeat a pixel less often, and for the gradient of a weight, at
@@ -109,7 +110,7 @@ def _block_size(x: Tensor, places: Places, limit: int) -> int | None:
     one = count * channels * places.kernel**2 * x.element_size()
     if one > limit or (channels <= THIN_CHANNELS and count > THIN_ROWS):
         return None
-    return min(max(BLOCK_BYTES // one, 1), len(x))
+    return balanced(len(x), BLOCK_BYTES // one)
 
 
 def _matrix(weight: Tensor) -> Tensor:
