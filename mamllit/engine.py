@@ -137,5 +137,7 @@ class MetaGradient:
             return Whole(method, self.names(), backend)
         assert isinstance(method, InnerLoopMethod)
         whole = 1 if small else RECORDED_STEPS if on_cpu else 0
+        if type(method).outer_weights is not InnerLoopMethod.outer_weights:
+            whole = 0  # they may change from step to step, and what is compiled would keep those it saw
         one_call = self.compiled and self.memory == "keep" and method.inner_steps <= whole
         return Whole(method, self.names(), backend) if one_call else Staged(method, self.names(), backend, self.memory)

@@ -125,7 +125,7 @@ class LLAMA(InnerLoopMethod):
         """`models` samples of N(state, H^-1), H of the support examples: "sampled.<parameter>" [P, ...]."""
         factors, key = self.curvature(state, support.x, support), episode_key(support)
         noise = [
-            normal(key, stream, (self.models, len(pair.outputs), len(pair.inputs)), pair.inputs)
+            normal(key, stream, (self.models, pair.slopes.shape[-1], pair.rows.shape[-1]), pair.rows)
             for stream, pair in enumerate(factors.values(), start=1)
         ]
         found = vmap(lambda *z: deviations(self.backbone, factors, self.damping, list(z)))(*noise)
