@@ -1,6 +1,6 @@
 """The two ways to the gradient of a vectorised meta-loss, both as functions of tensors that can be compiled.
 
-Whole: loss and gradient of all inner steps as one function; the least overhead, right for few inner steps. In stages: a function
+Whole: loss and gradient of all inner steps as one function; the least overhead, right for few steps. In stages: a function
 for the first inner step (all tasks still share their parameters, so nothing is computed per task that need not be), one for
 a further step, which all further steps use, and one for the query loss; autograd connects them. Compiling then takes as long
 for 50 inner steps as for two, and the graph of a step can be thrown away and made again (checkpointing), so that memory does
