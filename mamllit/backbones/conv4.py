@@ -57,12 +57,13 @@ class SameConv2d(nn.Module):
         if self.algorithm == "per_task":
             x = conv(x, self.weight, self.stride, same=not padded)
             return x + self.bias if self.add_bias else x
-        if not padded:
-            top, bottom = same_padding(x.shape[-3], self.kernel, self.stride)
-            left, right = same_padding(x.shape[-2], self.kernel, self.stride)
-            x = F.pad(x, (0, 0, left, right, top, bottom))
-        x = x.permute(0, 3, 1, 2)
+        x = (x if padded else self.pad(x)).permute(0, 3, 1, 2)
         return F.conv2d(x, self.weight, self.bias if self.add_bias else None, stride=self.stride).permute(0, 2, 3, 1)
+
+    def pad(self, x: Tensor) -> Tensor:
+        """`x` with the border of zeros that SAME asks for, [n, H, W, C] -> [n, H + ..., W + ..., C]."""
+        (top, bottom), (left, right) = (same_padding(side, self.kernel, self.stride) for side in x.shape[-3:-1])
+        return F.pad(x, (0, 0, left, right, top, bottom))
 
 
 class Conv4(nn.Module):

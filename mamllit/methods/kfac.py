@@ -18,7 +18,6 @@ from torch.func import functional_call, vjp, vmap
 
 from mamllit.adaptation import Params
 from mamllit.backbones import SameConv2d
-from mamllit.backbones.conv_places import same_padding
 from mamllit.methods.layers import names_in
 
 
@@ -130,10 +129,7 @@ def _rows(layer: nn.Module, x: Tensor) -> Tensor:
 
 def _padded(layer: nn.Module, x: Tensor, padded: bool = False) -> Tensor:
     """The input of a layer, called with (x, padded), with the border that a convolution reads."""
-    if padded or not isinstance(layer, SameConv2d):
-        return x
-    (top, bottom), (left, right) = (same_padding(side, layer.kernel, layer.stride) for side in x.shape[1:3])
-    return F.pad(x, (0, 0, left, right, top, bottom))
+    return layer.pad(x) if isinstance(layer, SameConv2d) and not padded else x
 
 
 def _run(
