@@ -5,7 +5,8 @@ Q. Liu, D. Wang 2016, as used by Yoon et al. 2018. With P particles,
     theta_m <- theta_m + eps / P sum_j [k(theta_j, theta_m) grad log p(theta_j) + grad_(theta_j) k(theta_j, theta_m)]
 
 and k(a, b) = exp(-|a - b|^2 / h), over all of a particle's parameters together. The bandwidth h is the median of all P x P
-squared distances, the P zeros among them, divided by log P, and counts as a constant; of one particle, k is 1.
+squared distances, the P zeros among them, divided by log P, and counts as a constant; of one particle, k is 1. The
+distances come from a matrix product, and no difference of two particles is ever written.
 """
 
 import math
@@ -19,23 +20,30 @@ from mamllit.adaptation import Params
 
 
 def kernel(particles: Params) -> tuple[Tensor, Tensor]:
-    """k [P, P] and the bandwidth h, a scalar, of particles whose tensors are [P, ...]."""
-    distance = torch.stack([(value[:, None] - value[None]).flatten(2).square().sum(-1) for value in particles.values()]).sum(0)
+    """k [P, P] and the bandwidth h, a scalar, of particles whose tensors are [P, ...].
+
+    It is the same for particles that are moved together; rounding is least where they are near the origin (see `offsets`).
+    """
+    rows = [_in_memory_order(value).flatten(1) for value in particles.values()]
+    products = torch.stack([value @ value.mT for value in rows]).sum(0)
+    products = (products + products.mT) / 2
+    lengths = products.diagonal()
+    distance = (lengths[:, None] + lengths[None] - 2 * products).clamp_min(0)
     count = len(distance)
     if count == 1:
         return torch.ones_like(distance), torch.ones_like(distance[0, 0])
     middle = distance.detach().flatten().sort().values
     median = (middle[(count * count - 1) // 2] + middle[count * count // 2]) / 2
-    bandwidth = torch.where(median > 0, median / math.log(count), torch.ones_like(median))  # 1 where most are identical
+    apart = median > 8 * torch.finfo(median.dtype).eps * middle[-1]  # no more than rounding where most are identical
+    bandwidth = torch.where(apart, median / math.log(count), torch.ones_like(median))
     return torch.exp(-distance / bandwidth), bandwidth
 
 
 def repulsion(particles: Params) -> Params:
-    """sum_j grad_(theta_j) k(theta_j, theta_m) = 2/h (theta_m sum_j k_jm - sum_j k_jm theta_j), [P, ...]."""
-    k, bandwidth = kernel(particles)
-    return {
-        name: 2 / bandwidth * (_scaled(k.sum(0), value) - torch.tensordot(k, value, 1)) for name, value in particles.items()
-    }
+    """sum_j grad_(theta_j) k(theta_j, theta_m) = 2/h sum_j k_jm (theta_m - theta_j), [P, ...]."""
+    moved = offsets(particles)
+    apart = _apart(*kernel(moved))
+    return {name: _mixed(apart, value) for name, value in moved.items()}
 
 
 def svgd_step(
@@ -51,15 +59,33 @@ def svgd_step(
         first_order: treat the direction as a constant.
     """
     point = {name: value.detach() for name, value in particles.items()} if first_order else particles
-    gradient = vmap(grad(energy))(point)
-    k, _ = kernel(point)
-    apart = repulsion(point)
+    gradient, moved = vmap(grad(energy))(point), offsets(point)
+    k, bandwidth = kernel(moved)
+    apart = _apart(k, bandwidth) / likelihood
     new = {}
     for name, value in particles.items():
-        direction = apart[name] / likelihood - torch.tensordot(k, gradient[name], 1)
+        direction = _mixed(apart, moved[name]) - _mixed(k.mT, gradient[name])
         new[name] = value + step_size / len(k) * direction
     return new
 
 
-def _scaled(factor: Tensor, value: Tensor) -> Tensor:
-    return factor.reshape(-1, *(1,) * (value.dim() - 1)) * value
+def offsets(particles: Params) -> Params:
+    """The particles seen from the first: of nearby points the products are exact where those of the points cancel."""
+    return {name: value - value[:1] for name, value in particles.items()}
+
+
+def _apart(k: Tensor, bandwidth: Tensor) -> Tensor:
+    """The matrix [P, P] that makes the repulsion of offsets."""
+    return 2 / bandwidth * (torch.diag(k.sum(0)) - k.mT)
+
+
+def _mixed(matrix: Tensor, value: Tensor) -> Tensor:
+    """sum_j matrix_mj value_j of `value` [P, ...]."""
+    seen = _in_memory_order(value)
+    mixed = (matrix @ seen.flatten(1)).reshape(seen.shape)
+    return mixed.movedim(-1, 2) if value.dim() == 5 else mixed
+
+
+def _in_memory_order(value: Tensor) -> Tensor:
+    """Weights of convolutions [P, O, C, k, k] as [P, O, k, k, C], as they lie in memory: to flatten them copies nothing."""
+    return value.movedim(2, -1) if value.dim() == 5 else value

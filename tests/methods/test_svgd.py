@@ -29,6 +29,24 @@ def test_the_kernel_is_that_of_all_parameters_with_the_median_of_all_squared_dis
     assert torch.equal(k.diagonal(), torch.ones(7, dtype=torch.float64))
 
 
+def test_particles_near_each_other_and_far_from_the_origin_keep_their_distances_in_float32() -> None:
+    """Products of the points themselves would have no digit of them left."""
+    near = {name: 100 + 0.01 * value for name, value in cloud().items()}
+    single = {name: value.float() for name, value in near.items()}
+    exact = repulsion({name: value.double() for name, value in single.items()})
+    torch.testing.assert_close(flat(repulsion(single)).double(), flat(exact), rtol=1e-4, atol=1e-3)
+    assert flat(exact).abs().max() > 10
+
+
+def test_convolutions_weights_move_as_if_they_were_flat() -> None:
+    """Their memory order is that of channels-last images, and so is that of the result."""
+    weight = torch.randn(4, 6, 3, 3, 5, dtype=torch.float64).movedim(-1, 2)
+    found = svgd_step(lambda p: p["w"].sin().sum(), {"w": weight}, 0.1, 2.0, first_order=False)["w"]
+    expected = svgd_step(lambda p: p["w"].sin().sum(), {"w": weight.flatten(1)}, 0.1, 2.0, first_order=False)["w"]
+    torch.testing.assert_close(found.flatten(1), expected, **CLOSE)
+    assert found.movedim(2, -1).is_contiguous()
+
+
 def test_the_repulsion_is_the_kernels_gradient() -> None:
     """By autograd of sum_j k(theta_j, theta_m) with respect to theta_j, the bandwidth a constant."""
     particles = cloud()
