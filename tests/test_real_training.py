@@ -1,0 +1,46 @@
+"""Every image experiment of MAML and of the works after it trains on the real images, by its own command: two iterations."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+HOMES = {"omniglot": "MAMLLIT_OMNIGLOT", "mini_imagenet": "MAMLLIT_MINI_IMAGENET"}
+CELLS = [
+    path for table in HOMES for path in sorted(EXPERIMENTS.glob(f"*/{table}_*way_*shot*.yaml")) if path.parent.name != "sweeps"
+]
+
+
+def test_every_method_of_images_is_here_with_both_data_sets() -> None:
+    found = {table: {path.parent.name for path in CELLS if path.name.startswith(table)} for table in HOMES}
+    assert found["omniglot"] == found["mini_imagenet"]
+    assert len(found["omniglot"]) == 11
+
+
+@pytest.mark.slow
+@pytest.mark.real_data
+@pytest.mark.parametrize("path", CELLS, ids=[f"{path.parent.name}/{path.stem}" for path in CELLS])
+def test_an_experiment_trains_on_the_real_images(path: Path, tmp_path: Path) -> None:
+    variable = next(name for table, name in HOMES.items() if path.name.startswith(table))
+    if not (home := os.environ.get(variable)):
+        pytest.skip(f"{variable} is not set: the folder of the real images")
+    words = ["fit", "-c", path, "--data.root", home, "--trainer.default_root_dir", tmp_path, "--trainer.max_steps", 2]
+    words += ["--trainer.limit_val_batches", 0, "--test_after_fit", "false", "--wandb", "disabled"]
+    words += ["--checkpoint_last.every_n_train_steps", 1]
+    command = [sys.executable, "-m", "mamllit.cli", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    run = tmp_path / "seed_0"
+    assert json.loads((run / "result.json").read_text())["steps_done"] == 2
+    before, after = (weights(run / "checkpoints" / f"{name}.ckpt") for name in ("previous", "last"))
+    assert all(value.isfinite().all() for value in after.values())
+    assert any(not torch.equal(after[name], value) for name, value in before.items())
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return torch.load(checkpoint, weights_only=True)["state_dict"]
