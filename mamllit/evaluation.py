@@ -47,8 +47,8 @@ def readings(method: Method, episodes: Episode, steps: int, batch_norms: Sequenc
 
     Adapts once and predicts as often as there are `batch_norms`. Each value is [T, steps + 1] ([T, 1] without inner loop).
     On a CPU the episodes run in vectorised chunks (see `mamllit.engine.chunk_size`): on Omniglot with 15 queries 50 episodes at
-    once took 1.5 times as long as 5 at a time, and ten times the memory. Where a chunk is one episode (mini-ImageNet) it runs
-    as it is: 0.84 of the time that `vmap` over one takes.
+    once took 1.5 times as long as 5 at a time, and ten times the memory. A chunk of one episode (mini-ImageNet) runs
+    without `vmap`, which takes less time.
     Runs under `no_grad`, which `torch.func.grad` inside the inner loop does not heed: so no graph through the steps is kept.
     """
 

@@ -5,8 +5,8 @@ Q. Liu, D. Wang 2016, as used by Yoon et al. 2018. With P particles,
     theta_m <- theta_m + eps / P sum_j [k(theta_j, theta_m) grad log p(theta_j) + grad_(theta_j) k(theta_j, theta_m)]
 
 and k(a, b) = exp(-|a - b|^2 / h), over all of a particle's parameters together. The bandwidth h is the median of all P x P
-squared distances, the P zeros among them, divided by log P, and counts as a constant; of one particle, k is 1. The
-distances come from a matrix product, and no difference of two particles is ever written.
+squared distances, the P zeros among them, divided by log P, and counts as a constant; of one particle, k is 1. All
+distances come from one matrix product of the particles seen from the first, not from the P x P differences.
 """
 
 import math
@@ -22,11 +22,11 @@ from mamllit.adaptation import Params
 def kernel(particles: Params) -> tuple[Tensor, Tensor]:
     """k [P, P] and the bandwidth h, a scalar, of particles whose tensors are [P, ...].
 
-    It is the same for particles that are moved together; rounding is least where they are near the origin (see `offsets`).
+    They are the same for particles that are moved together; rounding is least near the origin (see `offsets`).
     """
     rows = [_in_memory_order(value).flatten(1) for value in particles.values()]
     products = torch.stack([value @ value.mT for value in rows]).sum(0)
-    products = (products + products.mT) / 2
+    products = (products + products.mT) / 2  # symmetric to the last digit, too
     lengths = products.diagonal()
     distance = (lengths[:, None] + lengths[None] - 2 * products).clamp_min(0)
     count = len(distance)
@@ -34,8 +34,8 @@ def kernel(particles: Params) -> tuple[Tensor, Tensor]:
         return torch.ones_like(distance), torch.ones_like(distance[0, 0])
     middle = distance.detach().flatten().sort().values
     median = (middle[(count * count - 1) // 2] + middle[count * count // 2]) / 2
-    apart = median > 8 * torch.finfo(median.dtype).eps * middle[-1]  # no more than rounding where most are identical
-    bandwidth = torch.where(apart, median / math.log(count), torch.ones_like(median))
+    different = median > 8 * torch.finfo(median.dtype).eps * middle[-1]  # no more than rounding where most are identical
+    bandwidth = torch.where(different, median / math.log(count), torch.ones_like(median))
     return torch.exp(-distance / bandwidth), bandwidth
 
 
@@ -70,12 +70,13 @@ def svgd_step(
 
 
 def offsets(particles: Params) -> Params:
-    """The particles seen from the first: of nearby points the products are exact where those of the points cancel."""
+    """The particles seen from the first. Where they lie close together, products of these keep the digits of their distances;
+    products of the particles themselves would lose them."""
     return {name: value - value[:1] for name, value in particles.items()}
 
 
 def _apart(k: Tensor, bandwidth: Tensor) -> Tensor:
-    """The matrix [P, P] that makes the repulsion of offsets."""
+    """The matrix [P, P] whose product with the particles is their repulsion; its rows sum to zero, so `offsets` do as well."""
     return 2 / bandwidth * (torch.diag(k.sum(0)) - k.mT)
 
 

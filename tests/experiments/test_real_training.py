@@ -9,27 +9,27 @@ from pathlib import Path
 import pytest
 import torch
 
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+sys.path.insert(0, str(EXPERIMENTS))
+from reproduction.cells import Cell, find_cells  # noqa: E402
+
 HOMES = {"omniglot": "MAMLLIT_OMNIGLOT", "mini_imagenet": "MAMLLIT_MINI_IMAGENET"}
-CELLS = [
-    path for table in HOMES for path in sorted(EXPERIMENTS.glob(f"*/{table}_*way_*shot*.yaml")) if path.parent.name != "sweeps"
-]
+CELLS = [cell for table in HOMES for cell in find_cells(EXPERIMENTS, table)]
 
 
 def test_every_method_of_images_is_here_with_both_data_sets() -> None:
-    found = {table: {path.parent.name for path in CELLS if path.name.startswith(table)} for table in HOMES}
+    found = {table: {cell.path.parent.name for cell in CELLS if cell.table == table} for table in HOMES}
     assert found["omniglot"] == found["mini_imagenet"]
     assert len(found["omniglot"]) == 11
 
 
 @pytest.mark.slow
 @pytest.mark.real_data
-@pytest.mark.parametrize("path", CELLS, ids=[f"{path.parent.name}/{path.stem}" for path in CELLS])
-def test_an_experiment_trains_on_the_real_images(path: Path, tmp_path: Path) -> None:
-    variable = next(name for table, name in HOMES.items() if path.name.startswith(table))
-    if not (home := os.environ.get(variable)):
-        pytest.skip(f"{variable} is not set: the folder of the real images")
-    words = ["fit", "-c", path, "--data.root", home, "--trainer.default_root_dir", tmp_path, "--trainer.max_steps", 2]
+@pytest.mark.parametrize("cell", CELLS, ids=[cell.name for cell in CELLS])
+def test_an_experiment_trains_on_the_real_images(cell: Cell, tmp_path: Path) -> None:
+    if not (home := os.environ.get(HOMES[cell.table])):
+        pytest.skip(f"{HOMES[cell.table]} is not set: the folder of the real images")
+    words = ["fit", "-c", cell.path, "--data.root", home, "--trainer.default_root_dir", tmp_path, "--trainer.max_steps", 2]
     words += ["--trainer.limit_val_batches", 0, "--test_after_fit", "false", "--wandb", "disabled"]
     words += ["--checkpoint_last.every_n_train_steps", 1]
     command = [sys.executable, "-m", "mamllit.cli", *map(str, words)]
