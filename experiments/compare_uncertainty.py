@@ -19,7 +19,7 @@ from reproduction.work import Failed, Options, newest_run, steps_of
 from uncertainty import figures, load
 
 EXPERIMENTS = Path(__file__).parent
-BASE, BETTER = "maml", ("platipus", "bmaml")
+BASE, BETTER = "maml", ("platipus", "bmaml", "bmaml, likelihood")
 LEGEND = """\
 NLL of the query targets, and the share of them in the central 90% interval, under the mixture of a method's sampled models (for
 MAML its one), each with Gaussian noise around it: the data's own, or the one that was best for the method on meta-val. Mean and
