@@ -32,8 +32,18 @@ def samples(method: Method, state: State, x: Tensor) -> Tensor:
     return method.predict(state, x)[None] if predictions is None else predictions(state, x)
 
 
-def calibration(method: Method, episodes: Episode, steps: int, noise_std: float, level: float = 0.9) -> Calibration:
-    """Judge the predictive distributions after `steps` inner steps on a batch of regression episodes.
+def predictive(method: Method, episodes: Episode, steps: int) -> Tensor:
+    """What all models of the method predict for the query after `steps` inner steps, [T, P, n, d]; to `score`."""
+
+    def one(episode: Episode) -> Tensor:
+        return samples(method, method.adapt(episode.support, steps), episode.query.x)
+
+    with torch.no_grad():  # the gradients of the inner loop are torch.func's, which does not heed this
+        return vmap(one, randomness="different")(episodes)
+
+
+def score(outputs: Tensor, targets: Tensor, noise_std: float, level: float = 0.9) -> Calibration:
+    """How well mixtures of Gaussians around `outputs` [T, P, n, d] foretell `targets` [T, n, d].
 
     Args:
         noise_std: standard deviation of the Gaussian around each model's prediction, > 0.
@@ -46,17 +56,17 @@ def calibration(method: Method, episodes: Episode, steps: int, noise_std: float,
         raise ValueError(f"noise_std is {noise_std}; it must be > 0")
     if not 0 < level < 1:
         raise ValueError(f"level is {level}; it must lie between 0 and 1")
+    z = (targets[:, None] - outputs) / noise_std
+    log_p = -0.5 * z.square() - math.log(noise_std * math.sqrt(2 * math.pi))
+    nll = math.log(outputs.shape[1]) - torch.logsumexp(log_p, 1)
+    below = torch.special.ndtr(z).mean(1)  # the mixture's probability of a smaller value
+    covered = ((below - 0.5).abs() <= level / 2).to(nll.dtype)
+    return Calibration(nll.flatten(1).mean(1), covered.flatten(1).mean(1))
 
-    def one(episode: Episode) -> tuple[Tensor, Tensor]:
-        outputs = samples(method, method.adapt(episode.support, steps), episode.query.x)
-        z = (episode.query.y - outputs) / noise_std
-        log_p = -0.5 * z.square() - math.log(noise_std * math.sqrt(2 * math.pi))
-        nll = math.log(len(outputs)) - torch.logsumexp(log_p, 0)
-        below = torch.special.ndtr(z).mean(0)  # the mixture's probability of a smaller value
-        return nll.mean(), ((below - 0.5).abs() <= level / 2).to(nll.dtype).mean()
 
-    with torch.no_grad():  # the gradients of the inner loop are torch.func's, which does not heed this
-        return Calibration(*vmap(one, randomness="different")(episodes))
+def calibration(method: Method, episodes: Episode, steps: int, noise_std: float, level: float = 0.9) -> Calibration:
+    """The `score` of the predictive distributions after `steps` inner steps on a batch of regression episodes."""
+    return score(predictive(method, episodes, steps), episodes.query.y, noise_std, level)
 
 
 def active_learning(

@@ -12,7 +12,7 @@ from mamllit.data import EpisodicDataModule
 from mamllit.episode import Episode
 from mamllit.evaluation import evaluate
 from mamllit.methods import Method
-from mamllit.uncertainty import calibration
+from mamllit.uncertainty import predictive, score
 from reproduction.comparison import interval
 from reproduction.orders import Verdict
 
@@ -51,27 +51,31 @@ class Trained:
 
 def judge(name: str, runs: Sequence[Trained], noise: float, tasks: int) -> list[Judged]:
     """By the data's own noise, and by a tuned one, on the test tasks with as many shots as in meta-training."""
-    found: list[Judged] = []
-    for tuned in (False, True):
-        parts, chosen = [], []
-        for run in runs:
-            evaluation = next(e for e in run.data.evaluation_sets("test") if e.shots == run.data.shots)
-            episodes = run.data.episodes(evaluation, 0, min(tasks, evaluation.episodes)).episodes
+    parts: dict[bool, list[tuple[Tensor, Tensor, Tensor]]] = {False: [], True: []}
+    chosen: dict[bool, list[float]] = {False: [], True: []}
+    for run in runs:
+        evaluation = next(e for e in run.data.evaluation_sets("test") if e.shots == run.data.shots)
+        episodes = run.data.episodes(evaluation, 0, min(tasks, evaluation.episodes)).episodes
+        outputs = predictive(run.method, episodes, run.inner_steps)
+        error = evaluate(run.method, episodes, run.inner_steps)[:, -1]
+        for tuned in parts:
             own = tune(run, tasks) if tuned else noise
-            judged = calibration(run.method, episodes, run.inner_steps, own, LEVEL)
-            parts.append((judged.nll, judged.coverage, evaluate(run.method, episodes, run.inner_steps)[:, -1]))
-            chosen.append(own)
-        nll, covered, error = (torch.stack(values).double().mean(0) for values in zip(*parts, strict=True))
-        done = sorted({run.steps_done for run in runs})
-        found.append(Judged(name, len(runs), done, sum(chosen) / len(chosen), tuned, nll, covered, error))
-    return found
+            found = score(outputs, episodes.query.y, own, LEVEL)
+            parts[tuned].append((found.nll, found.coverage, error))
+            chosen[tuned].append(own)
+    done, rows = sorted({run.steps_done for run in runs}), []
+    for tuned, of_seeds in parts.items():
+        nll, covered, error = (torch.stack(values).double().mean(0) for values in zip(*of_seeds, strict=True))
+        rows.append(Judged(name, len(runs), done, sum(chosen[tuned]) / len(runs), tuned, nll, covered, error))
+    return rows
 
 
 def tune(run: Trained, tasks: int) -> float:
     """The standard deviation of GRID under which the meta-val tasks are most likely."""
     (evaluation,) = run.data.evaluation_sets("val")
     episodes: Episode = run.data.episodes(evaluation, 0, min(tasks, evaluation.episodes)).episodes
-    nll = {noise: float(calibration(run.method, episodes, run.inner_steps, noise, LEVEL).nll.mean()) for noise in GRID}
+    outputs = predictive(run.method, episodes, run.inner_steps)
+    nll = {noise: float(score(outputs, episodes.query.y, noise, LEVEL).nll.mean()) for noise in GRID}
     return min(GRID, key=lambda noise: nll[noise])
 
 
