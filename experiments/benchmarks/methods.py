@@ -11,7 +11,7 @@ from datetime import date
 from pathlib import Path
 
 from suite.costs import FILES, Cost, cells, markdown, measure, write_csv
-from suite.problems import ROWS, quick
+from suite.problems import ROWS, few
 from suite.report import facts
 
 
@@ -23,7 +23,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each (5)")
     parser.add_argument("--seconds", type=float, default=0.5, help="length of a turn, at least one step (0.5)")
-    parser.add_argument("--quick", action="store_true", help="tiny shapes: tries the script out, the numbers mean nothing")
+    parser.add_argument("--quick", action="store_true", help="few tasks: tries the script out, the numbers mean nothing")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks") / date.today().isoformat())
     return parser.parse_args(arguments)
 
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     costs: list[Cost] = []
     for name, paths in chosen.items():
         print(f"{name}, {asked.device}, threads: {asked.threads}", flush=True)
-        row = quick(ROWS[name]) if asked.quick else ROWS[name]
+        row = few(ROWS[name]) if asked.quick else ROWS[name]
         costs += measure(name, row, paths, asked.threads, asked.device, asked.rounds, asked.seconds, print)
         text = f"# Methods beside MAML\n\n{head}\n- threads: {asked.threads}\n- device: {asked.device}\n\n{markdown(costs)}"
         (asked.out / "methods.md").write_text(text, encoding="utf-8")

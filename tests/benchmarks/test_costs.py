@@ -1,6 +1,7 @@
 """experiments/benchmarks/methods.py: which methods, that it is they that are timed, and the table; no time is judged here."""
 
 import csv
+import re
 import sys
 from pathlib import Path
 
@@ -52,24 +53,29 @@ def test_maml_of_the_yaml_has_the_meta_gradient_of_the_suite_s() -> None:
     assert not any(torch.equal(a, b) for a, b in zip(before, own.trained, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("row", "cell", "head"),
+    [
+        ("sine", "sine_10shot", "sine 10-shot, 25 tasks: 3 tasks, 10 support and 2 query examples each"),
+        ("omniglot-5w1s-1q", "omniglot_5way_1shot", "1 query: 3 tasks, 5 support and 5 query examples each"),
+    ],
+)
 def test_the_command_times_each_method_beside_maml(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    row: str, cell: str, head: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of runs too short to be compiled for."""
-    for name in ("maml/sine_10shot.yaml", "meta_sgd/sine_10shot.yaml"):
+    """Of runs too short to be compiled for; images have the size that the experiments' networks are made for."""
+    for name in (f"maml/{cell}.yaml", f"meta_sgd/{cell}.yaml"):
         (tmp_path / name).parent.mkdir()
         text = (EXPERIMENTS / name).read_text()
-        (tmp_path / name).write_text(
-            text.replace("max_steps: 70000", "max_steps: 9").replace("max_steps: 60000", "max_steps: 9")
-        )
+        (tmp_path / name).write_text(re.sub(r"max_steps: \d+", "max_steps: 9", text))
     monkeypatch.setattr(costs, "EXPERIMENTS", tmp_path)
-    methods.main(["--rows", "sine", "--quick", "--rounds", "2", "--seconds", "0.01", "--out", str(tmp_path / "out")])
+    methods.main(["--rows", row, "--quick", "--rounds", "2", "--seconds", "0.01", "--out", str(tmp_path / "out")])
     text = (tmp_path / "out/methods.md").read_text()
     assert text in capsys.readouterr().out
-    assert "sine 10-shot, 25 tasks: 3 tasks, 10 support and 2 query examples each" in text
+    assert head in text
     with (tmp_path / "out/methods.csv").open(newline="") as file:
         maml, meta_sgd = csv.DictReader(file)
-    assert (maml["experiment"], meta_sgd["experiment"]) == ("maml/sine_10shot", "meta_sgd/sine_10shot")
+    assert (maml["experiment"], meta_sgd["experiment"]) == (f"maml/{cell}", f"meta_sgd/{cell}")
     assert maml["over_maml"] == "1.0 1.0"
     assert len(meta_sgd["over_maml"].split()) == len(meta_sgd["seconds"].split()) == 2
     assert all(float(value) > 0 for value in meta_sgd["seconds"].split())

@@ -78,10 +78,13 @@ ROWS = STEP_ROWS | SCALING_ROWS
 
 def quick(row: Problem) -> Problem:
     """The same row with few tasks and small images, for trying the suite out; its numbers mean nothing."""
-    small = replace(row, tasks=min(row.tasks, 3), queries=min(row.queries, 2), inner_steps=min(row.inner_steps, 2))
-    if row.channels == 0:
-        return small
-    return replace(small, ways=min(row.ways, 3), side=16, filters=4)
+    small = few(row)
+    return small if row.channels == 0 else replace(small, ways=min(row.ways, 3), side=16, filters=4)
+
+
+def few(row: Problem) -> Problem:
+    """The same row with few tasks and images of their size, for a network that is not made for another."""
+    return replace(row, tasks=min(row.tasks, 3), queries=min(row.queries, 2), inner_steps=min(row.inner_steps, 2))
 
 
 def network(row: Problem) -> MLP | Conv4:
