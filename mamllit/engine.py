@@ -14,6 +14,7 @@ from mamllit.compiling import Backend
 from mamllit.episode import Episode, Examples
 from mamllit.looped import Looped
 from mamllit.methods.base import InnerLoopMethod, Method
+from mamllit.products import fast_products
 from mamllit.stages import Memory, MetaStep, Staged, Whole
 
 Execution = Literal["auto", "vmap", "loop"] | int
@@ -96,6 +97,10 @@ class MetaGradient:
         self._ways: dict[bool, Whole | Staged] = {}
 
     def __call__(self, episodes: Episode) -> MetaStep:
+        with fast_products(episodes.support.x):
+            return self._run(episodes)
+
+    def _run(self, episodes: Episode) -> MetaStep:
         if self._looped is not None:
             return self._looped(episodes)
         params = {name: value.detach() for name, value in self._trained.items()}

@@ -17,6 +17,7 @@ from mamllit.engine import chunk_size, count, take
 from mamllit.episode import Episode, Examples
 from mamllit.looped import each
 from mamllit.methods.base import Method, State
+from mamllit.products import fast_products
 
 BatchNorm = Literal["transductive", "inductive"]
 CHUNK = 2**19  # input numbers of the episodes that run at once on a CPU, see `readings`
@@ -61,7 +62,7 @@ def readings(method: Method, episodes: Episode, steps: int, batch_norms: Sequenc
             for batch_norm in batch_norms
         }
 
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), fast_products(episodes.support.x):
         episodes, size = ordinary(episodes), chunk_size("auto", episodes, CHUNK)
         run = vmap(one, randomness="different") if method.vectorised and size > 1 else each(one)
         parts = [run(take(episodes, i, i + size)) for i in range(0, count(episodes), size)]
