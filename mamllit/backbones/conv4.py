@@ -14,6 +14,7 @@ from mamllit.backbones.conv_places import output_size, same_padding
 from mamllit.backbones.convolution import conv
 from mamllit.backbones.moments import SMALL_PATCH, fold
 from mamllit.backbones.norm import BatchStatNorm, counted_rows
+from mamllit.backbones.pooled import pooled_norm
 from mamllit.backbones.rectified import rectified
 from mamllit.backbones.unfold import unfold
 
@@ -141,6 +142,9 @@ class Conv4(nn.Module):
             p, weight = _folded(x, convolve, norm, padded=False)
             return torch.relu(max_pool(p @ weight.mT))
         x = convolve(x)
+        if pools(x, norm):
+            assert isinstance(norm, BatchStatNorm) and isinstance(convolve.bias, Tensor)
+            return pooled_norm(x, norm.beta + 0 * convolve.bias, norm.eps)
         if norm.gamma is None:
             # a norm without gamma and ReLU never fall, so the maximum before them is that after, from fewer pixels
             return norm(x, of=max_pool(x), relu=True, offset=convolve.bias)
@@ -170,6 +174,18 @@ def folds(x: Tensor, convolve: nn.Module, norm: nn.Module) -> bool:
         and x.device.type in ("cpu", "cuda")  # float64
         and not torch.is_autocast_enabled(x.device.type)
         and not (convolve._forward_hooks or convolve._forward_pre_hooks or norm._forward_hooks or norm._forward_pre_hooks)
+    )
+
+
+def pools(x: Tensor, norm: nn.Module) -> bool:
+    """Whether `norm`, ReLU and pooling run as one operator: on a CPU, by the statistics of all of `x`, no hook on the norm."""
+    return (
+        type(norm) is BatchStatNorm
+        and norm.gamma is None
+        and x.device.type == "cpu"
+        and not torch.is_autocast_enabled("cpu")
+        and counted_rows(x) is x
+        and not (norm._forward_hooks or norm._forward_pre_hooks)
     )
 
 
