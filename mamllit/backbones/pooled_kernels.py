@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mamllit.backbones.norm_kernels import masked, sum_rows
 
-BYTES = 2**20  # of the images of a task that are worked on at once, one image at least
+BYTES = 2**20  # of the images that a thread works on at once, one image at least
 
 
 def forward(x: Tensor, shift: Tensor, eps: float) -> list[Tensor]:
@@ -80,8 +80,8 @@ def _rows(x: Tensor) -> int:
 
 
 def _parts(x: Tensor) -> Iterator[tuple[int, slice]]:
-    """Task by task, some images after the other."""
-    size = max(BYTES // (x[0, 0].numel() * x.element_size()), 1)
+    """Task by task, some images after the other, as many for each thread."""
+    size = max(BYTES // (x[0, 0].numel() * x.element_size()), 1) * torch.get_num_threads()
     for task in range(len(x)):
         for start in range(0, x.shape[1], size):
             yield task, slice(start, start + size)
