@@ -19,7 +19,7 @@ BYTES = 2**20  # of the images that a thread works on at once, one image at leas
 
 def forward(x: Tensor, shift: Tensor, eps: float) -> list[Tensor]:
     """z = relu(max of 2x2 of the normalised x, plus shift), mean, r, index."""
-    (tasks, n, height, width, channels), rows = x.shape, x[0, :, :, :, 0].numel()
+    (tasks, n, height, width, channels), rows = x.shape, _rows(x)
     z = x.new_empty(tasks, n, height // 2, width // 2, channels)
     index = torch.empty(z.shape, dtype=torch.long)
     mean, squares = (x.new_zeros(tasks, 1, 1, 1, channels) for _ in range(2))
