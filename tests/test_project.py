@@ -31,6 +31,7 @@ FLOORS = {
     **dict.fromkeys(("cli", "commands"), 3),
     "wandb_file": 0,
     "recording": 0,
+    "products": 0,
     "looped": 1,
     "bridges": 2,
     "tracking": 2,
