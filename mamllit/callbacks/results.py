@@ -64,6 +64,7 @@ class ResultWriter(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._clock, self._first_step = time.monotonic(), trainer.global_step
+        commit()  # which remembers it: by the end of a long run the clone may be at another
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         seconds = time.monotonic() - self._clock

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -273,6 +274,17 @@ def test_the_files_name_the_kind_of_batch_norm(classifier: MetaLearner, tmp_path
     assert len(rows) == 2 * 2 * 3
     assert {(row["set"], row["batch_norm"]) for row in rows} == {("paper", "transductive"), ("paper", "inductive")}
     assert [float(row["accuracy"]) for row in rows if row["batch_norm"] == "inductive"] == [1, 2, 1.5, 1.5, 1, 1.25]
+
+
+def test_a_clone_that_moves_on_during_a_run_does_not_change_its_commit(
+    learner: MetaLearner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head, writer = ["old"], ResultWriter()
+    monkeypatch.setattr("mamllit.callbacks.results.commit", cache(lambda: head[0]))
+    writer.on_train_start(trainer(tmp_path), learner)
+    head[0] = "new"
+    writer.on_train_end(trainer(tmp_path), learner)
+    assert (result(tmp_path)["commit"], result(tmp_path)["fit"]["commit"]) == ("old", "old")
 
 
 def test_the_seconds_of_all_sessions_are_added_up(
