@@ -25,7 +25,7 @@ def first(
 ) -> list[Tensor]:
     """For g like z, the gradients: to x, where there is one to p, sum of g (to the shift), and sum of g phat / N."""
     g = masked(g, z) if relu else g
-    total, n = sum_rows(g), _rows(x)
+    total, n = sum_rows(g), row_count(x)
     hat = torch.addcmul(-mean * r, x if p is None else p, r)
     b = sum_rows(g * hat) / n
     to = out or (None, None)
@@ -44,7 +44,7 @@ def second(
 
     Where autograd records, mean, r, total and b are made again, so that it can differentiate a third time.
     """
-    g, n, again = masked(g, z) if relu else g, _rows(x), torch.is_grad_enabled()
+    g, n, again = masked(g, z) if relu else g, row_count(x), torch.is_grad_enabled()
     if again:
         _, mean, r = _statistics(x, eps)
     xhat = torch.addcmul(-mean * r, x, r)
@@ -65,7 +65,7 @@ def second(
     return [to_g, to_x] if p is None else [to_g, to_x, torch.mul(g, -r2 * u2, out=to[2])]
 
 
-def _rows(x: Tensor) -> int:
+def row_count(x: Tensor) -> int:
     return x.shape[-4] * x.shape[-3] * x.shape[-2]
 
 
@@ -75,7 +75,7 @@ def sum_rows(x: Tensor) -> Tensor:
 
 
 def _statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    n = _rows(x)
+    n = row_count(x)
     mean = sum_rows(x) / n
     centred = x - mean
     return centred, mean, torch.rsqrt(sum_rows(centred.square()) / n + eps)  # faster than torch.var_mean on a CPU

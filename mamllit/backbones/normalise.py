@@ -103,6 +103,11 @@ second = operator(
 # ---- derivatives and the batch of tasks --------------------------------------------------------------------------------------
 
 
+def as_shift(beta: Tensor) -> Tensor:
+    """[C] as it is; [T, C] -> [T, 1, 1, 1, C], to be added to images."""
+    return beta if beta.dim() == 1 else beta[:, None, None, None]
+
+
 class Normalise(torch.autograd.Function):
     """apply(x, p, beta, eps, relu, before, after) -> z, mean, r, where the last two are constants; beta is [C] or [T, C]."""
 
@@ -110,8 +115,7 @@ class Normalise(torch.autograd.Function):
     def forward(
         x: Tensor, p: Tensor | None, beta: Tensor, eps: float, relu: bool, before: int, after: int
     ) -> tuple[Tensor, ...]:
-        shift = beta if beta.dim() == 1 else beta[:, None, None, None]
-        return tuple(forward(x, p, shift, eps, relu, before, after))
+        return tuple(forward(x, p, as_shift(beta), eps, relu, before, after))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

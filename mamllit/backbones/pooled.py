@@ -5,6 +5,7 @@ their derivatives, to spread the pooled gradient over zeros, to add the two. Her
 (`pooled_kernels`). A third derivative is made by autograd, from `norm_kernels`.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mamllit.backbones import norm_kernels, pooled_kernels
+from mamllit.backbones.normalise import as_shift
 from mamllit.backbones.operators import operator, over_tasks
 
 # ---- the operators: plain ones where autograd records, else some images at a time --------------------------------------------
@@ -53,7 +55,7 @@ def _second(
 
 
 def _forward_blocks(x: Tensor, shift: Tensor, eps: float) -> list[Tensor]:
-    return _of_batch(lambda x, shift: pooled_kernels.forward(x, shift, eps), x, shift)
+    return _of_batch(partial(pooled_kernels.forward, eps=eps), x, shift)
 
 
 def _first_blocks(
@@ -91,16 +93,12 @@ second = operator(
 # ---- derivatives and the batch of tasks --------------------------------------------------------------------------------------
 
 
-def _shift(beta: Tensor) -> Tensor:
-    return beta if beta.dim() == 1 else beta[:, None, None, None]
-
-
 class PooledNorm(torch.autograd.Function):
     """apply(x, beta, eps) -> z, mean, r, index, where the last three are constants; beta is [C] or [T, C]."""
 
     @staticmethod
     def forward(x: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, ...]:
-        return tuple(forward(x, _shift(beta), eps))
+        return tuple(forward(x, as_shift(beta), eps))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -128,7 +126,7 @@ class PooledNormGrad(torch.autograd.Function):
     def forward(
         g: Tensor, x: Tensor, z: Tensor, beta: Tensor, mean: Tensor, r: Tensor, index: Tensor, eps: float
     ) -> tuple[Tensor, ...]:
-        return tuple(first(g, x, z, _shift(beta), mean, r, index, eps))
+        return tuple(first(g, x, z, as_shift(beta), mean, r, index, eps))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -140,7 +138,7 @@ class PooledNormGrad(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, u: Tensor, v: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         g, x, z, beta, *rest = ctx.saved_tensors
-        to_g, to_x = second(u, v, g, x, z, _shift(beta), *rest, ctx.eps)
+        to_g, to_x = second(u, v, g, x, z, as_shift(beta), *rest, ctx.eps)
         return to_g, to_x, *[None] * 6
 
     @staticmethod

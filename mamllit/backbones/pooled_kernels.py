@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mamllit.backbones.norm_kernels import masked, sum_rows
+from mamllit.backbones.norm_kernels import masked, row_count, sum_rows
 
 BYTES = 2**20  # of the images that a thread works on at once, one image at least
 
 
 def forward(x: Tensor, shift: Tensor, eps: float) -> list[Tensor]:
     """z = relu(max of 2x2 of the normalised x, plus shift), mean, r, index."""
-    (tasks, n, height, width, channels), rows = x.shape, _rows(x)
+    (tasks, n, height, width, channels), rows = x.shape, row_count(x)
     z = x.new_empty(tasks, n, height // 2, width // 2, channels)
     index = torch.empty(z.shape, dtype=torch.long)
     mean, squares = (x.new_zeros(tasks, 1, 1, 1, channels) for _ in range(2))
@@ -40,7 +40,7 @@ def forward(x: Tensor, shift: Tensor, eps: float) -> list[Tensor]:
 
 def first(g: Tensor, x: Tensor, z: Tensor, shift: Tensor, mean: Tensor, r: Tensor, index: Tensor) -> list[Tensor]:
     """For g like z, the gradient to x, the sum of g, and the sum of g phat / N."""
-    g, n = masked(g, z), _rows(x)
+    g, n = masked(g, z), row_count(x)
     total, b = sum_rows(g), sum_rows(g * (z - shift)) / n
     to_x = torch.empty_like(x)
     constant, slope, to_p = r * (r * mean * b - total / n), -r.square() * b, g * r
@@ -56,7 +56,7 @@ def second(
     g: Tensor, x: Tensor, z: Tensor, shift: Tensor, mean: Tensor, r: Tensor, index: Tensor, total: Tensor, b: Tensor,
 ) -> list[Tensor]:  # fmt: skip
     """The gradients of <u, to x> + <v, sum of g> with respect to g and x."""
-    g, n, r2 = masked(g, z), _rows(x), r.square()
+    g, n, r2 = masked(g, z), row_count(x), r.square()
     u1, u2, up = torch.zeros_like(mean), torch.zeros_like(mean), torch.empty_like(z)
     for task, part in _parts(x):
         one = u[task, part]
@@ -73,10 +73,6 @@ def second(
         torch.addcmul(constant[task], x[task, part], by_x[task], out=image).addcmul_(u[task, part], by_u[task])
         _flat(image).scatter_add_(1, _flat(index[task, part]), _flat(to_p[task, part]))
     return [to_g, to_x]
-
-
-def _rows(x: Tensor) -> int:
-    return x.shape[-4] * x.shape[-3] * x.shape[-2]
 
 
 def _parts(x: Tensor) -> Iterator[tuple[int, slice]]:
