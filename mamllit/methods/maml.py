@@ -9,7 +9,9 @@ the batch norm shift is meta-learned but not adapted (frozen).
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -18,6 +20,8 @@ from mamllit.episode import Episode, Examples
 from mamllit.methods.base import InnerLoopMethod
 from mamllit.methods.checks import check_inner_loop, task_loss
 from mamllit.objectives import Objective, Reduction
+
+HeadStart = Literal["learned", "zero"]
 
 
 class MAML(InnerLoopMethod):
@@ -32,9 +36,12 @@ class MAML(InnerLoopMethod):
             inner gradient N times that of "mean".
         first_order: drop the second derivatives (section 5.2, "first-order approximation").
         frozen: shell patterns of backbone parameters that the inner loop leaves alone.
+        head: where the last layer, `backbone.head`, starts in every task: "learned" with the rest (the paper), or at "zero",
+            which is not meta-learned and halves the meta-iterations to a given accuracy (Kao et al., ICLR 2022).
 
     Raises:
-        ValueError: for a backbone with running buffers, a negative number of steps or step size.
+        ValueError: for a backbone with running buffers, a negative number of steps or step size, or an unknown head; for a
+            zero head where the backbone has none, or where the inner loop would never move it.
     """
 
     def __init__(
@@ -46,6 +53,7 @@ class MAML(InnerLoopMethod):
         reduction: Reduction,
         first_order: bool = False,
         frozen: Sequence[str] = ("*.beta", "*.gamma"),
+        head: HeadStart = "learned",
     ) -> None:
         super().__init__()
         check_inner_loop(backbone, inner_lr, inner_steps, reduction)
@@ -53,9 +61,26 @@ class MAML(InnerLoopMethod):
         self.inner_lr, self.inner_steps = inner_lr, inner_steps
         self.reduction, self.first_order = reduction, first_order
         self.adapted = select_adapted([name for name, _ in backbone.named_parameters()], frozen)
+        self.zeroed = self._zeroed(head)
+
+    def _zeroed(self, head: HeadStart) -> frozenset[str]:
+        """Names of the parameters that start at zero in every task."""
+        if head not in ("learned", "zero"):
+            raise ValueError(f"head is {head!r}; it must be 'learned' or 'zero'")
+        if head == "learned":
+            return frozenset()
+        layer = getattr(self.backbone, "head", None)
+        if not isinstance(layer, nn.Module):
+            raise ValueError(f"head is 'zero', but {type(self.backbone).__name__} has no module `head`; use head: learned")
+        own = {id(value) for value in layer.parameters()}
+        names = frozenset(name for name, value in self.backbone.named_parameters() if id(value) in own)
+        if fixed := sorted(names.difference(self.adapted)):
+            raise ValueError(f"head is 'zero', but the inner loop does not adapt {fixed}; take them out of frozen")
+        return names
 
     def start(self) -> Params:
-        return {name: value for name, value in self.backbone.named_parameters() if name in self.adapted}
+        state = {name: value for name, value in self.backbone.named_parameters() if name in self.adapted}
+        return {name: torch.zeros_like(value) if name in self.zeroed else value for name, value in state.items()}
 
     def step(self, state: Params, support: Examples) -> Params:
         def support_loss(params: Params) -> Tensor:
