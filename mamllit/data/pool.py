@@ -1,5 +1,6 @@
 """ClassPool: all images of one split, grouped by class; what an episode sampler draws from."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,8 +42,9 @@ class ClassPool:
                 f"one; got {self.offsets[0]} to {self.offsets[-1]}, smallest class {np.diff(self.offsets).min(initial=0)}"
             )
         if len(set(self.names)) != len(self.names):
-            repeated = sorted({name for name in self.names if self.names.count(name) > 1})
-            problems.append(f"class names must be distinct; repeated: {', '.join(repeated)}")
+            repeated = sorted(name for name, count in Counter(self.names).items() if count > 1)
+            more = f" and {len(repeated) - 5} more" if len(repeated) > 5 else ""
+            problems.append(f"class names must be distinct; repeated: {', '.join(repeated[:5])}{more}")
         if problems:
             raise ValueError("ClassPool: " + "; ".join(problems))
 

@@ -4,11 +4,15 @@ A counter-based generator (numpy's Philox, Salmon et al. 2011) gives episode i i
 episode comes out on any rank, with any number of workers, and after a resume, and a contiguous run of episodes is one call.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 SPLITS = ("train", "val", "test")
+SORTED = 2048  # classes of a split, and images of a class, up to which a choice sorts a number for each of them
+CLASSES, TURNS, IMAGES = 1, 2, 3  # streams of random numbers of larger pools; the image at place p takes IMAGES + p
 Array = np.ndarray
 
 
@@ -62,15 +66,52 @@ def draw_image_episodes(
             f"an episode needs {per_class} images of each class (shots + queries), but a class of the {split} split has "
             f"{int(sizes.min())}; ask for fewer shots or queries"
         )
-    numbers = uniform(seed, split, first, count, classes + ways * (largest + 1))
-    keys, rest = numbers[:, :classes], numbers[:, classes:].reshape(count, ways, largest + 1)
+    draw = _draw_sorted if max(classes, largest) <= SORTED else _draw_places
+    chosen, place, turn = draw(sizes, ways, per_class, partial(uniform, seed, split, first, count))
+    turns = (turn * 4).astype(np.int64) if rotate else np.zeros_like(chosen)
+    return ImageEpisodes(np.arange(first, first + count), offsets[:-1][chosen][..., None] + place, turns)
+
+
+def _draw_sorted(sizes: Array, ways: int, per_class: int, numbers: Callable[..., Array]) -> tuple[Array, Array, Array]:
+    """Classes [T, N], places in them [T, N, P] and numbers for the turns [T, N]: a number for each class and image, sorted.
+
+    The published results were measured on these episodes, so that this stays beside `_draw_places`.
+    """
+    classes, largest = len(sizes), int(sizes.max())
+    drawn = numbers(classes + ways * (largest + 1))
+    keys, rest = drawn[:, :classes], drawn[:, classes:].reshape(len(drawn), ways, largest + 1)
     chosen = _smallest(keys, ways)
     image_keys = rest[:, :, :largest]
     if int(sizes.min()) < largest:
         image_keys = np.where(np.arange(largest) < sizes[chosen][..., None], image_keys, np.inf)
-    image = offsets[:-1][chosen][..., None] + _smallest(image_keys, per_class)
-    turns = (rest[:, :, largest] * 4).astype(np.int64) if rotate else np.zeros_like(chosen)
-    return ImageEpisodes(np.arange(first, first + count), image, turns)
+    return chosen, _smallest(image_keys, per_class), rest[:, :, largest]
+
+
+def _draw_places(sizes: Array, ways: int, per_class: int, numbers: Callable[..., Array]) -> tuple[Array, Array, Array]:
+    """The same for pools of any size: time and memory go by what is drawn, not by what it is drawn from."""
+    chosen = _without_replacement(numbers(ways, CLASSES), np.full(1, len(sizes)))
+    # a stream for each place, so that the support is the same for any number of queries
+    images = np.stack([numbers(ways, IMAGES + place) for place in range(per_class)], axis=-1)
+    return chosen, _without_replacement(images, sizes[chosen]), numbers(ways, TURNS)
+
+
+def _without_replacement(numbers: Array, sizes: Array) -> Array:
+    """P different places below `sizes` [...], for uniform `numbers` [..., P]: each ordered choice is as likely as any other.
+
+    Fisher and Yates' shuffle (Knuth 1969, algorithm P), ended after P places, which keeps only the places that were swapped.
+    """
+    places = np.arange(numbers.shape[-1])
+    swapped = places + (numbers * (sizes[..., None] - places)).astype(np.int64)  # place i is swapped with swapped[i] >= i
+    drawn, left = swapped.copy(), np.broadcast_to(places, swapped.shape).copy()  # what came to place i, and what lay there
+
+    def lying_at(place: Array, i: int) -> Array:
+        earlier = swapped[..., :i] == place[..., None]
+        last = i - 1 - earlier[..., ::-1].argmax(-1)
+        return np.where(earlier.any(-1), np.take_along_axis(left, last[..., None], -1)[..., 0], place)
+
+    for i in range(1, len(places)):
+        drawn[..., i], left[..., i] = lying_at(swapped[..., i], i), lying_at(left[..., i], i)
+    return drawn
 
 
 def _smallest(keys: Array, n: int) -> Array:

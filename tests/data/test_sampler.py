@@ -1,12 +1,18 @@
 """Random episodes: pure functions of (seed, split, number), without repetition inside an episode, and uniform."""
 
+import hashlib
+import itertools
+import tracemalloc
+
 import numpy as np
 import pytest
 
-from mamllit.data.sampler import ImageEpisodes, draw_image_episodes, uniform
+from mamllit.data.sampler import SORTED, ImageEpisodes, _without_replacement, draw_image_episodes, uniform
 
 EVEN = np.arange(0, 8 * 6 + 1, 6)  # 8 classes of 6 images
 UNEVEN = np.array([0, 4, 9, 12, 20, 23])  # 5 classes of 4, 5, 3, 8 and 3 images
+LARGE = np.array([0, 4, 4 + SORTED + 1, SORTED + 8, SORTED + 28, SORTED + 31])  # the second class is too large to be sorted
+MANY = np.arange(0, 4 * (SORTED + 1) + 1, 4)  # the classes are too many
 
 
 def draw(
@@ -47,6 +53,29 @@ def test_golden_episodes() -> None:
     assert episodes.turns.tolist() == [[0, 3, 2], [2, 0, 0]]
 
 
+@pytest.mark.parametrize(
+    ("classes", "each", "ways", "per_class", "rotate", "split", "digest"),
+    [
+        (1028, 20, 5, 2, True, "train", "0977db1ea6dc954e"),  # Omniglot in the split of Vinyals ...
+        (172, 20, 5, 2, True, "val", "82d0bd436cfb6938"),
+        (423, 20, 20, 6, True, "test", "8a242d4d444dd818"),
+        (423, 20, 5, 16, True, "test", "784430fc995b655b"),
+        (1100, 20, 5, 2, True, "train", "f70299d70169a03d"),  # ... and of the MAML code
+        (100, 20, 5, 2, True, "val", "dff3807164045100"),
+        (64, 600, 5, 16, False, "train", "53496b619022a231"),  # mini-ImageNet
+        (16, 600, 5, 2, False, "val", "89d6e288c3bd2c7f"),
+        (20, 600, 5, 16, False, "test", "2fef56f305ad0b75"),
+    ],
+)
+def test_the_episodes_of_published_results_stay(
+    classes: int, each: int, ways: int, per_class: int, rotate: bool, split: str, digest: str
+) -> None:
+    """Written down before larger pools got a draw of their own: the first 64 episodes, bit for bit."""
+    offsets = np.arange(0, classes * each + 1, each)
+    drawn = draw_image_episodes(offsets, ways, per_class, seed=0, split=split, first=0, count=64, rotate=rotate)
+    assert hashlib.sha256(b"".join(part.tobytes() for part in drawn)).hexdigest()[:16] == digest
+
+
 @pytest.mark.parametrize("width", [1, 3, 4, 5, 9])
 def test_any_partition_of_a_range_gives_the_same_numbers(width: int) -> None:
     whole = uniform(5, "val", 2, 20, width)
@@ -55,7 +84,7 @@ def test_any_partition_of_a_range_gives_the_same_numbers(width: int) -> None:
     np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
-@pytest.mark.parametrize("offsets", [EVEN, UNEVEN], ids=["even", "uneven"])
+@pytest.mark.parametrize("offsets", [EVEN, UNEVEN, LARGE, MANY], ids=["even", "uneven", "large", "many"])
 def test_any_partition_of_a_range_gives_the_same_episodes(offsets: np.ndarray) -> None:
     whole = draw(10, 12, offsets)
     assert whole.number.tolist() == list(range(10, 22))
@@ -81,7 +110,7 @@ def test_uniform_numbers_are_at_least_0_and_below_1() -> None:
 # ---- what an episode is made of ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("offsets", [EVEN, UNEVEN], ids=["even", "uneven"])
+@pytest.mark.parametrize("offsets", [EVEN, UNEVEN, LARGE, MANY], ids=["even", "uneven", "large", "many"])
 def test_classes_and_images_do_not_repeat_and_images_belong_to_their_class(offsets: np.ndarray) -> None:
     """Support and query are different columns of the same rows, so they are disjoint."""
     episodes = draw(0, 200, offsets)
@@ -101,9 +130,10 @@ def test_all_classes_and_all_images_can_be_asked_for() -> None:
     assert (episodes.image[0] != episodes.image[1]).any()
 
 
-def test_support_of_an_episode_is_the_same_for_any_number_of_queries() -> None:
+@pytest.mark.parametrize("offsets", [EVEN, np.array([0, 6, 12, 20, SORTED + 30])], ids=["even", "large"])
+def test_support_of_an_episode_is_the_same_for_any_number_of_queries(offsets: np.ndarray) -> None:
     """So 5 and 15 queries per class judge the same adapted models."""
-    few, many = (draw_image_episodes(EVEN, 4, n, seed=0, split="test", first=0, count=9, rotate=False).image for n in (2, 6))
+    few, many = (draw_image_episodes(offsets, 4, n, seed=0, split="test", first=0, count=9, rotate=False).image for n in (2, 6))
     np.testing.assert_array_equal(few, many[:, :, :2])
 
 
@@ -138,6 +168,64 @@ def test_images_of_unequal_classes_are_uniform_within_their_class() -> None:
         drawn = (episodes.image[:, :, 0] - UNEVEN[owner])[owner == c]
         assert drawn.size > 2000
         assert chi_square(drawn, outcomes) < outcomes - 1 + 4 * np.sqrt(2 * (outcomes - 1))
+
+
+def test_a_choice_without_replacement_is_uniform_over_all_ordered_choices() -> None:
+    """24 ordered choices of 3 of 4 places; chi-square at most 4 standard deviations above its mean."""
+    drawn = _without_replacement(uniform(0, "train", 0, 12_000, 3), np.full(12_000, 4))
+    seen, counts = np.unique(drawn, axis=0, return_counts=True)
+    assert [tuple(row) for row in seen.tolist()] == list(itertools.permutations(range(4), 3))
+    assert float(((counts - 500) ** 2 / 500).sum()) < 23 + 4 * np.sqrt(2 * 23)
+
+
+def test_a_choice_without_replacement_may_take_all_of_sets_of_different_size() -> None:
+    numbers = uniform(1, "train", 0, 200, 9)
+    for size in (9, 10, 500):
+        drawn = _without_replacement(numbers, np.full(200, size))
+        assert drawn.min() >= 0
+        assert drawn.max() < size
+        assert all(len(set(row)) == 9 for row in drawn.tolist())
+    mixed = np.tile([9, 500], 100)
+    both = [_without_replacement(numbers, np.full(200, size)) for size in (9, 500)]
+    np.testing.assert_array_equal(_without_replacement(numbers, mixed), np.where(mixed[:, None] == 9, *both))
+
+
+def test_images_of_a_large_class_and_ways_of_many_classes_are_uniform() -> None:
+    owner = classes(draw(0, 4000, MANY), MANY)[:, 0, 0]
+    assert chi_square(owner * 8 // (SORTED + 1), 8) < 7 + 4 * np.sqrt(14)
+    episodes = draw(0, 3000, LARGE)
+    place = (episodes.image - 4)[classes(episodes, LARGE) == 1]  # in the class of SORTED + 1 images
+    assert chi_square(place * 8 // (SORTED + 1), 8) < 7 + 4 * np.sqrt(14)
+    assert chi_square(episodes.turns, 4) < 3 + 4 * np.sqrt(6)
+
+
+@pytest.mark.parametrize(("classes", "each"), [(5, 100_000), (5, 20_000), (100_000, 20), (20_000, 3_000)])
+def test_the_memory_of_a_draw_does_not_go_by_the_size_of_the_pool(classes: int, each: int) -> None:
+    offsets = np.arange(0, classes * each + 1, each)
+    tracemalloc.start()
+    try:
+        drawn = draw_image_episodes(offsets, 5, 16, seed=0, split="test", first=0, count=128, rotate=True)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert drawn.image.shape == (128, 5, 16)
+    assert peak < 4 * 2**20  # sorted, it took 2.5 GB for classes of 100,000
+
+
+def test_up_to_a_stated_size_a_pool_keeps_its_episodes() -> None:
+    """One image or one class more than SORTED, and the other draw is made."""
+    for offsets, larger in (
+        (np.array([0, SORTED, SORTED + 9, SORTED + 18]), np.array([0, SORTED + 1, SORTED + 10, SORTED + 19])),
+        (np.arange(0, 4 * SORTED + 1, 4), MANY),
+    ):
+        sizes = np.diff(offsets)
+        numbers = uniform(0, "val", 7, 1, len(sizes) + 3 * (sizes.max() + 1))[0]
+        expected = offsets[np.argsort(numbers[: len(sizes)])[:3]]
+        drawn = [draw_image_episodes(o, 3, 1, seed=0, split="val", first=7, count=1, rotate=False) for o in (offsets, larger)]
+        assert (np.searchsorted(offsets, drawn[0].image[0, :, 0], side="right") - 1).tolist() == np.searchsorted(
+            offsets, expected
+        ).tolist()
+        assert drawn[0].image.tolist() != drawn[1].image.tolist()
 
 
 # ---- what is refused -----------------------------------------------------------------------------------------------
