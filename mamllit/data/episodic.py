@@ -2,7 +2,7 @@
 
 A worker only draws numbers (which classes, which images); `on_after_batch_transfer` turns them into an `EpisodeBatch` on the
 device. Meta-batch s of training holds the episodes s*B to (s+1)*B of the train stream, of which each rank takes its own
-contiguous share; a resumed run begins at the step it had reached.
+contiguous share; an epoch, and a resumed run, begins at the meta-batch after the last one trained on.
 """
 
 import os
@@ -172,7 +172,6 @@ class EpisodicDataModule(L.LightningDataModule, ABC):
         # one process alone draws several steps' meta-batches at once: they are one contiguous run of episodes
         block = self.draw_ahead if world == 1 and self.num_workers == 0 else 1
         drawn: dict[int, Any] = {}
-        done = self.trainer.global_step * self.trainer.accumulate_grad_batches if self.trainer is not None else 0
 
         def draw(step: int) -> Any:
             if step not in drawn:
@@ -184,7 +183,18 @@ class EpisodicDataModule(L.LightningDataModule, ABC):
                     drawn[step + i] = type(batches)(*(t[part] if t.dim() else t for t in batches))
             return drawn.pop(step)
 
-        return self._loader(_Draws(draw, done, None))
+        return self._loader(_Draws(draw, self._trained_on, None), _Resumable)
+
+    def _trained_on(self) -> int:
+        """Meta-batches of the train stream that lie behind the run: in all epochs and sessions, whatever a step accumulates.
+
+        Lightning's `overfit_batches` asks for the same ones in every epoch.
+        """
+        if self.trainer is None:
+            return 0
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        same = self.trainer.overfit_batches
+        return done % int(same) if same else done
 
     def _evaluation_loaders(self, split: Literal["val", "test"]) -> list[DataLoader]:
         rank, world = self._world()
@@ -202,7 +212,7 @@ class EpisodicDataModule(L.LightningDataModule, ABC):
                 n = min(self.eval_batch_size, stop - first)
                 return self.draw(self.eval_seed, evaluation.split, evaluation.shots, evaluation.queries, first, n)
 
-            loaders.append(self._loader(_Draws(draw, 0, -(-(stop - start) // self.eval_batch_size))))
+            loaders.append(self._loader(_Draws(draw, lambda: 0, -(-(stop - start) // self.eval_batch_size))))
         return loaders
 
     def val_dataloader(self) -> list[DataLoader]:
@@ -211,11 +221,11 @@ class EpisodicDataModule(L.LightningDataModule, ABC):
     def test_dataloader(self) -> list[DataLoader]:
         return self._evaluation_loaders("test")
 
-    def _loader(self, draws: "_Draws") -> DataLoader:
+    def _loader(self, draws: "_Draws", kind: type[DataLoader] = DataLoader) -> DataLoader:
         workers = self.num_workers
         # fork keeps `draw`, a closure over this module, out of a pickle; the workers only call numpy
         context = "fork" if workers else None
-        return DataLoader(draws, batch_size=None, num_workers=workers, multiprocessing_context=context)
+        return kind(draws, batch_size=None, num_workers=workers, multiprocessing_context=context)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         if device.type == "cpu":
@@ -228,18 +238,29 @@ class EpisodicDataModule(L.LightningDataModule, ABC):
 
 
 class _Draws(IterableDataset):
-    """Draws number `start`, `start + 1`, ..., split over the workers so that they come back in order.
+    """Draws number `start()`, `start() + 1`, ..., split over the workers so that they come back in order.
 
+    `start` is asked at the beginning of each iteration, that is of each epoch; a worker is a fork made then.
     An IterableDataset, because Lightning puts no sampler of its own on one: the ranks' shares are already in `draw`.
     """
 
-    def __init__(self, draw: Callable[[int], Any], start: int, length: int | None) -> None:
+    def __init__(self, draw: Callable[[int], Any], start: Callable[[], int], length: int | None) -> None:
         self.draw, self.start, self.length = draw, start, length
 
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
-        offset, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        number = offset
+        number, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        start = self.start()
         while self.length is None or number < self.length:
-            yield self.draw(self.start + number)
+            yield self.draw(start + number)
             number += stride
+
+
+class _Resumable(DataLoader):
+    """Says to Lightning, which warns otherwise, that a run may be resumed within an epoch: see `_trained_on`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to load: the trainer counts the meta-batches."""

@@ -68,7 +68,9 @@ def tiny(stage: str = "fit", trainer: Any = None, **changes: Any) -> Tiny:
 
 
 def fake_trainer(rank: int = 0, world: int = 1, step: int = 0, accumulate: int = 1) -> SimpleNamespace:
-    return SimpleNamespace(global_rank=rank, world_size=world, global_step=step, accumulate_grad_batches=accumulate)
+    progress = SimpleNamespace(total=SimpleNamespace(processed=step * accumulate))
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
+    return SimpleNamespace(global_rank=rank, world_size=world, fit_loop=loop, overfit_batches=0.0)
 
 
 def meta_batches(data: EpisodicDataModule, count: int) -> list[EpisodeBatch]:
