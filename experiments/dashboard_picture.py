@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mamllit.wandb_file import contents
+from mamllit.runs.wandb_file import contents
 
 
 def series(axes: Axes, history: list[dict[str, Any]], keys: list[str]) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from mamllit import cli
-from mamllit.callbacks.checkpoints import newest, read
+from mamllit.runs.checkpoint_io import newest, read
 
 EXPERIMENTS = Path(__file__).parent
 SMALL = [

@@ -14,12 +14,12 @@ import torch
 import yaml
 
 import mamllit.data
+from mamllit.core.episode import Episode, Examples
 from mamllit.data import EpisodicDataModule
-from mamllit.episode import Episode, Examples
+from mamllit.engine.uncertainty import active_learning, calibration, samples
+from mamllit.figures.sample_plots import mask_probabilities, predictive_samples
 from mamllit.methods import Method, MTNet
 from mamllit.pretrained.build import build
-from mamllit.sample_plots import mask_probabilities, predictive_samples
-from mamllit.uncertainty import active_learning, calibration, samples
 
 LABELS = 5
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mamllit.episode import Examples
+from mamllit.core.episode import Examples
 
 Reduction = Literal["sum_over_shots", "mean"]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mamllit.episode import Episode, Examples
+from mamllit.core.episode import Episode, Examples
 
 MakeEpisodes = Callable[..., Episode]
 

@@ -95,7 +95,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     (out / "runs.json").write_text(json.dumps(two))
     (out / "script.py").write_text(SCRIPT)
     inherited = {k: v for k, v in os.environ.items() if k not in (cli.RUN_DIR_VARIABLE, "LOCAL_RANK", "WORLD_SIZE")}
-    path = os.pathsep.join([str(REPOSITORY / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(REPOSITORY / "tests" / "helpers"), *filter(None, [os.environ.get("PYTHONPATH")])])
     process = subprocess.Popen(
         [sys.executable, str(out / "script.py"), str(out / "runs.json"), str(out)],
         env=inherited | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
@@ -109,7 +109,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", ["mamllit"])
-            patch.syspath_prepend(REPOSITORY / "tests")
+            patch.syspath_prepend(REPOSITORY / "tests" / "helpers")
             for name, start in arguments.items():
                 cli.run([*start, str(out / "one" / name)])
         printed = process.communicate(timeout=240)[0]

@@ -47,7 +47,9 @@ def run(arguments: list[str], nodes: int, processes: int, timeout: float = 600) 
             [*torchrun, *rendezvous, "--node-rank", str(node), *command[1:], *layout] for node in range(nodes)
         ]  # fmt: skip
     inherited = {k: v for k, v in os.environ.items() if k not in (RUN_DIR_VARIABLE, "LOCAL_RANK", "WORLD_SIZE")}
-    path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join(
+        [str(REPOSITORY), str(REPOSITORY / "tests" / "helpers"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
     started = [
         subprocess.Popen(
             words, env=inherited | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}, stdout=subprocess.PIPE,

@@ -10,8 +10,8 @@ from torch import Tensor
 from toy_images import ToyImages
 
 from mamllit.backbones import MLP, BatchStatNorm, Conv4
-from mamllit.engine import MetaGradient
-from mamllit.episode import Episode
+from mamllit.core.episode import Episode
+from mamllit.engine.meta_gradient import MetaGradient
 from mamllit.methods import MAML
 from mamllit.objectives import Classification
 from mamllit.systems import MetaLearner

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mamllit.wandb_file import contents
+from mamllit.runs.wandb_file import contents
 
 REPOSITORY = Path(__file__).parents[1]
 CLUSTER = REPOSITORY / "experiments" / "slurm" / "local_cluster.sh"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mamllit.wandb_file import contents
+from mamllit.runs.wandb_file import contents
 
 REPOSITORY = Path(__file__).parents[1]
 SINE = str(REPOSITORY / "experiments" / "maml" / "sine_10shot.yaml")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from wandb_server import Server
 
-from mamllit.wandb_file import contents
+from mamllit.runs.wandb_file import contents
 
 REPOSITORY = Path(__file__).parents[1]
 # `mamllit fit`, with something that happens after step 7.

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from mamllit.bridges.learn2learn import ClassPoolDataset, Learn2Learn, TasksetDataModule
 from mamllit.callbacks import AdaptationFigures, ResultWriter
-from mamllit.data.omniglot_source import load_omniglot
+from mamllit.data.sources.omniglot import load_omniglot
 from mamllit.objectives import Classification
 from mamllit.systems import MetaLearner
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mamllit.core.episode import Episode
 from mamllit.data import EpisodicDataModule
-from mamllit.episode import Episode
-from mamllit.evaluation import evaluate
+from mamllit.engine.evaluation import evaluate
+from mamllit.engine.uncertainty import predictive, score
 from mamllit.methods import Method
-from mamllit.uncertainty import predictive, score
 from reproduction.comparison import interval
 from reproduction.orders import Verdict
 

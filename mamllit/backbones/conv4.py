@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mamllit.backbones.conv_places import output_size, same_padding
-from mamllit.backbones.convolution import conv
-from mamllit.backbones.moments import SMALL_PATCH, fold
 from mamllit.backbones.norm import BatchStatNorm, counted_rows
-from mamllit.backbones.pooled import pooled_norm
-from mamllit.backbones.rectified import rectified
-from mamllit.backbones.unfold import unfold
+from mamllit.kernels.conv.convolution import conv
+from mamllit.kernels.conv.places import output_size, same_padding
+from mamllit.kernels.conv.unfold import unfold
+from mamllit.kernels.norm.moments import SMALL_PATCH, fold
+from mamllit.kernels.norm.rectified import rectified
+from mamllit.kernels.norm_pool.pooled import pooled_norm
 
 ConvAlgorithm = Literal["per_task", "conv2d"]
 
@@ -28,7 +28,7 @@ class SameConv2d(nn.Module):
         in_channels, out_channels: sizes.
         kernel: side of the square kernel.
         stride: of both dimensions.
-        algorithm: "per_task" is `mamllit.backbones.convolution.conv`, fast where weights differ per task and under second
+        algorithm: "per_task" is `mamllit.kernels.conv.convolution.conv`, fast where weights differ per task and under second
             derivatives; "conv2d" is PyTorch's, the reference. The results agree up to rounding.
         add_bias: False leaves the bias to the norm that follows, which would take it away again: a pass less.
 

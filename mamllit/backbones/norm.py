@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mamllit.backbones.normalise import normalise
+from mamllit.kernels.norm.normalise import normalise
 
 _rows: int | None = None  # a plain global: torch.compile guards on it, which it does not do for a ContextVar
 

@@ -1,14 +1,14 @@
 """Lightning callbacks: progress, figures, results, W&B's dashboard, starting weights, and what lets no run be lost."""
 
-from mamllit.callbacks.checkpoints import DurableCheckpointIO
 from mamllit.callbacks.collapse import CollapseAlarm
 from mamllit.callbacks.dashboard import WandbDashboard
 from mamllit.callbacks.figures import AdaptationFigures
 from mamllit.callbacks.progress import StepProgressBar
 from mamllit.callbacks.results import ResultWriter
 from mamllit.callbacks.start_from import StartFrom
-from mamllit.callbacks.stopping import CleanStop, Stopped
 from mamllit.callbacks.tuning import TunedStepSize
+from mamllit.runs.checkpoint_io import DurableCheckpointIO
+from mamllit.runs.stopping import CleanStop, Stopped
 
 __all__ = [
     "AdaptationFigures",

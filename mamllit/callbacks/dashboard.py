@@ -10,9 +10,9 @@ import wandb
 from lightning.pytorch.loggers import WandbLogger
 
 from mamllit.callbacks.examples import episode_rows
-from mamllit.callbacks.logs import unharmed
 from mamllit.callbacks.results import best_checkpoint
 from mamllit.data import EpisodicDataModule
+from mamllit.runs.logs import unharmed
 from mamllit.systems.meta_learner import MetaLearner
 
 STEP = "trainer/global_step"

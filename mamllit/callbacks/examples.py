@@ -8,9 +8,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import Tensor
 
 from mamllit.callbacks.figures import outputs_after
+from mamllit.core.episode import Episode, Examples
 from mamllit.data import EpisodicDataModule, EvaluationSet
-from mamllit.episode import Episode, Examples
-from mamllit.plotting import regression_adaptation
+from mamllit.figures.plotting import regression_adaptation
 from mamllit.systems.meta_learner import MetaLearner
 
 Rows = tuple[list[str], list[list[Any]]]

@@ -9,13 +9,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mamllit.callbacks.logs import unharmed
+from mamllit.core.episode import Episode
 from mamllit.data import EpisodicDataModule, EvaluationSet
-from mamllit.episode import Episode
-from mamllit.evaluation import ordinary
+from mamllit.engine.evaluation import ordinary
+from mamllit.figures.plotting import classification_adaptation, learning_curve, regression_adaptation
+from mamllit.figures.sample_plots import mask_probabilities, step_sizes
 from mamllit.methods import Method
-from mamllit.plotting import classification_adaptation, learning_curve, regression_adaptation
-from mamllit.sample_plots import mask_probabilities, step_sizes
+from mamllit.runs.logs import unharmed
 from mamllit.systems.meta_learner import MetaLearner
 
 # What a method may tell of itself, layer by layer: the verb -> the figure's name and how it is drawn.

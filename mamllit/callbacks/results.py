@@ -18,11 +18,11 @@ from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 from rich.table import Table
 
-from mamllit import durable
-from mamllit.callbacks.logs import unharmed
-from mamllit.callbacks.provenance import commit, versions
 from mamllit.callbacks.start_from import StartFrom
-from mamllit.metrics import Summary
+from mamllit.core.metrics import Summary
+from mamllit.runs import durable
+from mamllit.runs.logs import unharmed
+from mamllit.runs.provenance import commit, versions
 from mamllit.systems.meta_learner import MetaLearner
 from mamllit.systems.reading import Reading
 

@@ -6,7 +6,7 @@ import lightning as L
 import torch
 
 from mamllit.data import EpisodicDataModule
-from mamllit.evaluation import evaluate
+from mamllit.engine.evaluation import evaluate
 from mamllit.systems.meta_learner import MetaLearner
 
 

@@ -1,12 +1,12 @@
 """Episodic data: class pools, the sampler, and one LightningDataModule per data set."""
 
 from mamllit.data.episodic import EpisodicDataModule, EvaluationSet
-from mamllit.data.frequency_sine import FrequencySineDataModule
 from mamllit.data.image_folder import ImageFolderDataModule
 from mamllit.data.mini_imagenet import MiniImagenetDataModule
 from mamllit.data.omniglot import OmniglotDataModule
-from mamllit.data.sine import SineDataModule
-from mamllit.data.sine_line import SineLineDataModule
+from mamllit.data.regression.frequency_sine import FrequencySineDataModule
+from mamllit.data.regression.sine import SineDataModule
+from mamllit.data.regression.sine_line import SineLineDataModule
 
 __all__ = [
     "EpisodicDataModule",

@@ -15,7 +15,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from mamllit.episode import EpisodeBatch
+from mamllit.core.episode import EpisodeBatch
 
 Protocol = Literal["paper", "standard"]
 TestEpisodes = int | Mapping[Protocol, int] | None  # for both protocols, for some, or the protocols' own numbers

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mamllit.data.episodic import Protocol, TestEpisodes
-from mamllit.data.image_folder_source import load_image_folder, refuse_small
 from mamllit.data.images import ImageDataModule
 from mamllit.data.pool import ClassPool
+from mamllit.data.sources.image_folder import load_image_folder, refuse_small
 
 
 class ImageFolderDataModule(ImageDataModule):

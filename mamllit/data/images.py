@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mamllit.core.episode import Episode, EpisodeBatch, Examples
 from mamllit.data.episodic import EpisodicDataModule, Protocol, TestEpisodes
 from mamllit.data.pool import ClassPool
 from mamllit.data.sampler import SPLITS, draw_image_episodes
-from mamllit.episode import Episode, EpisodeBatch, Examples
 
 
 class ImageDraw(NamedTuple):

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from mamllit.data.episodic import Protocol, TestEpisodes
 from mamllit.data.images import ImageDataModule
-from mamllit.data.mini_imagenet_source import load_mini_imagenet
 from mamllit.data.pool import ClassPool
+from mamllit.data.sources.mini_imagenet import load_mini_imagenet
 
 
 class MiniImagenetDataModule(ImageDataModule):

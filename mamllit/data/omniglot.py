@@ -6,8 +6,8 @@ from typing import Literal
 
 from mamllit.data.episodic import Protocol, TestEpisodes
 from mamllit.data.images import ImageDataModule
-from mamllit.data.omniglot_source import load_omniglot
 from mamllit.data.pool import ClassPool
+from mamllit.data.sources.omniglot import load_omniglot
 
 
 class OmniglotDataModule(ImageDataModule):

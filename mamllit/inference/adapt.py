@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mamllit.episode import Episode, Examples
-from mamllit.evaluation import BATCH_NORMS, BatchNorm, predict
+from mamllit.core.episode import Episode, Examples
+from mamllit.engine.evaluation import BATCH_NORMS, BatchNorm, predict
 from mamllit.inference.contact_sheet import contact_sheet
 from mamllit.inference.images import Preparation, preparation_of, query_files, read_images, support_files
 from mamllit.methods import Method

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from mamllit.data.pixels import plain
+from mamllit.data.sources.pixels import plain
 
 SHOWN = 10  # problems spelt out in an error
 
@@ -23,8 +23,8 @@ class Preparation(NamedTuple):
 
     `resample` is Pillow's filter. `binary` makes every pixel black or white first, and `invert` turns dark on light into 1
     on 0, as for Omniglot's ink. `upright` turns a photograph as its EXIF orientation says. A picture that is not square is
-    squeezed; transparency is put on white. Without `invert` and `binary` that is `mamllit.data.pixels.decode_image`, for any
-    format.
+    squeezed; transparency is put on white. Without `invert` and `binary` that is `mamllit.data.sources.pixels.decode_image`,
+    for any format.
     """
 
     image_size: int

@@ -13,8 +13,8 @@ linear layer. For that the network says what its features and its head are, as `
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mamllit.adaptation import Params, gradient_step
-from mamllit.episode import Episode, Examples
+from mamllit.core.episode import Episode, Examples
+from mamllit.core.inner_loop import Params, gradient_step
 from mamllit.methods.base import Method
 from mamllit.methods.checks import check_inner_loop, task_loss
 from mamllit.objectives import Objective, Reduction

@@ -2,7 +2,7 @@
 
 `adapt(support)` learns a task, `predict(state, x)` uses what was learned, `meta_loss(episode)` is what meta-training
 minimises. A method keeps nothing on `self` between verbs, so that a batch of episodes can be vectorised, chunked or looped
-by `mamllit.engine` without the method knowing.
+by `mamllit.engine.meta_gradient` without the method knowing.
 """
 
 from abc import ABC, abstractmethod
@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from mamllit.adaptation import Params
 from mamllit.backbones import BatchStatNorm
-from mamllit.episode import Episode, Examples
+from mamllit.core.episode import Episode, Examples
+from mamllit.core.inner_loop import Params
 from mamllit.objectives import Objective
 
 State = Any

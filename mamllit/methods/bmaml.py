@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from mamllit.adaptation import Params, select_adapted
-from mamllit.episode import Episode, Examples
+from mamllit.core.episode import Episode, Examples
+from mamllit.core.inner_loop import Params, select_adapted
 from mamllit.methods.base import InnerLoopMethod
 from mamllit.methods.checks import check_inner_loop, task_loss
 from mamllit.methods.svgd import svgd_step

@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from mamllit.adaptation import check_no_running_buffers
-from mamllit.episode import Examples
+from mamllit.core.episode import Examples
+from mamllit.core.inner_loop import check_no_running_buffers
 from mamllit.objectives import Objective, Reduction, reduced_loss
 
 

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
-from mamllit.adaptation import Params
 from mamllit.backbones import SameConv2d
+from mamllit.core.inner_loop import Params
 from mamllit.methods.layers import names_in
 
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mamllit.adaptation import Params, gradient_step, select_adapted
-from mamllit.episode import Episode, Examples
+from mamllit.core.episode import Episode, Examples
+from mamllit.core.inner_loop import Params, gradient_step, select_adapted
 from mamllit.methods.base import InnerLoopMethod
 from mamllit.methods.checks import check_inner_loop, task_loss
 from mamllit.objectives import Objective, Reduction

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 
-from mamllit.adaptation import Params, gradient_step
-from mamllit.episode import Episode, Examples
+from mamllit.core.episode import Episode, Examples
+from mamllit.core.inner_loop import Params, gradient_step
+from mamllit.core.noise import episode_key, uniform
 from mamllit.methods.base import InnerLoopMethod
 from mamllit.methods.checks import check_inner_loop, task_loss
 from mamllit.methods.layers import names_in, weight_layers
-from mamllit.noise import episode_key, uniform
 from mamllit.objectives import Objective, Reduction
 
 Penalty = Literal["none", "l2", "l2_to_mean"]

@@ -24,11 +24,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from mamllit.adaptation import Params, gradient_step, select_adapted
-from mamllit.episode import Episode, Examples
+from mamllit.core.episode import Episode, Examples
+from mamllit.core.inner_loop import Params, gradient_step, select_adapted
+from mamllit.core.noise import episode_key, normal
 from mamllit.methods.base import Method
 from mamllit.methods.checks import check_inner_loop, task_loss
-from mamllit.noise import episode_key, normal
 from mamllit.objectives import Objective, Reduction
 
 

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 
-from mamllit.adaptation import Params, select_adapted
-from mamllit.episode import Episode, Examples
+from mamllit.core.episode import Episode, Examples
+from mamllit.core.inner_loop import Params, select_adapted
+from mamllit.core.noise import episode_key, uniform
 from mamllit.methods.base import InnerLoopMethod
 from mamllit.methods.checks import check_inner_loop
-from mamllit.noise import episode_key, uniform
 from mamllit.objectives import Objective
 
 BETA2, EPS = 0.999, 1e-8  # Adam's, as in TensorFlow

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from mamllit.adaptation import Params
+from mamllit.core.inner_loop import Params
 
 
 def kernel(particles: Params) -> tuple[Tensor, Tensor]:

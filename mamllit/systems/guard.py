@@ -10,8 +10,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from mamllit.engine import MetaGradient, take
-from mamllit.episode import EpisodeBatch
+from mamllit.core.episode import EpisodeBatch
+from mamllit.engine.meta_gradient import MetaGradient, take
 
 NonFinite = Literal["stop", "skip"]
 NAMED = 10  # episodes and parameters that a message lists

@@ -8,15 +8,15 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from mamllit.allocator import keep_memory
-from mamllit.compiling import should_compile
+from mamllit.core.episode import EpisodeBatch
+from mamllit.core.metrics import EpisodeMetric, Summary
 from mamllit.data import EpisodicDataModule, EvaluationSet
-from mamllit.engine import Execution, MetaGradient
-from mamllit.episode import EpisodeBatch
-from mamllit.evaluation import BATCH_NORMS, BatchNorm, readings
+from mamllit.engine.compiling import should_compile
+from mamllit.engine.evaluation import BATCH_NORMS, BatchNorm, readings
+from mamllit.engine.meta_gradient import Execution, MetaGradient
+from mamllit.engine.stages import Memory, MetaStep
+from mamllit.kernels.malloc import keep_memory
 from mamllit.methods import Method
-from mamllit.metrics import EpisodeMetric, Summary
-from mamllit.stages import Memory, MetaStep
 from mamllit.systems.groups import parameter_groups
 from mamllit.systems.guard import NonFinite, finite, not_finite
 from mamllit.systems.handover import ReadyGradient
@@ -36,15 +36,15 @@ class MetaLearner(L.LightningModule):
         report_step: the number of steps whose value is the headline (`val/<metric>`, progress bar, model selection).
         execution: how the episodes of a meta-batch run: "auto", "vmap", "loop", or a chunk size (see `mamllit.engine`).
         compile: compile the training step: "auto" does so for runs of 2,000 steps or more, where a compiler is there and
-            it pays (see `mamllit.engine.MetaGradient`).
+            it pays (see `mamllit.engine.meta_gradient.MetaGradient`).
         memory: "keep" the activations of all inner steps for the outer gradient, or "recompute" them: the same gradient in the
             memory of one inner step.
         log_every: steps between two logged training values; logging each step would cost more than a sine step.
         non_finite: when a meta-loss or meta-gradient is not finite, "stop" the run, saying where it comes from, with a
             checkpoint from before; or "skip" that update and count it in `skipped_steps`.
         diverged_above: an evaluation value above this counts as a diverged episode (regression).
-        batch_norm: by whose statistics a test normalises the query images, see `mamllit.evaluation`; a method without batch
-            norm has one reading in any case. Validation is transductive, as meta-training is.
+        batch_norm: by whose statistics a test normalises the query images, see `mamllit.engine.evaluation`; a method without
+            batch norm has one reading in any case. Validation is transductive, as meta-training is.
 
     After an evaluation, `readings` lists what was measured, and `summaries` and `per_episode` hold it by the reading's name.
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mamllit.data import EvaluationSet
-from mamllit.evaluation import BatchNorm
+from mamllit.engine.evaluation import BatchNorm
 
 
 class Reading(NamedTuple):

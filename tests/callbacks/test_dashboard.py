@@ -20,7 +20,7 @@ from toy_images import ToyImages
 
 from mamllit.callbacks import WandbDashboard
 from mamllit.callbacks.examples import tiles
-from mamllit.wandb_file import contents
+from mamllit.runs.wandb_file import contents
 
 REPOSITORY = Path(__file__).parents[2]
 CELL = {
@@ -65,7 +65,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("dashboard")
     (folder / "cell.yaml").write_text(f"# Toy.\n# Paper: nobody 2026\n{yaml.safe_dump(CELL)}")
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "MAMLLIT_RUN_DIR"))}
-    python_path = os.pathsep.join([str(REPOSITORY / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    python_path = os.pathsep.join([str(REPOSITORY / "tests" / "helpers"), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**inherited, "HOME": str(folder), "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path}
     run, found = folder / "runs/maml/toy/seed_0", []
     resumed = ["--ckpt_path", "last", "--trainer.max_steps", "15", "--trainer.devices", "2", "--trainer.strategy", "ddp"]

@@ -11,14 +11,14 @@ import torch
 
 from mamllit.backbones import MLP
 from mamllit.callbacks import AdaptationFigures
+from mamllit.core.metrics import Summary
 from mamllit.data import EpisodicDataModule, EvaluationSet, SineDataModule
 from mamllit.methods import MAML, MetaSGD, MTNet
-from mamllit.metrics import Summary
 from mamllit.objectives import Classification, Regression
 from mamllit.systems import MetaLearner
 from mamllit.systems.reading import readings_of
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[1] / "helpers"
 PNG = b"\x89PNG\r\n\x1a\n"
 
 

@@ -15,9 +15,9 @@ from rich.console import Console
 
 from mamllit.backbones import MLP, Conv4
 from mamllit.callbacks import DurableCheckpointIO, ResultWriter
+from mamllit.core.metrics import Summary
 from mamllit.data import EvaluationSet
 from mamllit.methods import MAML
-from mamllit.metrics import Summary
 from mamllit.objectives import Classification, Regression
 from mamllit.systems import MetaLearner
 from mamllit.systems.reading import readings_of

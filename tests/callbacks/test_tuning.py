@@ -9,7 +9,7 @@ import torch
 from mamllit.backbones import MLP
 from mamllit.callbacks import TunedStepSize
 from mamllit.data import SineDataModule
-from mamllit.evaluation import evaluate
+from mamllit.engine.evaluation import evaluate
 from mamllit.methods import JointTraining, MetaSGD
 from mamllit.objectives import Regression
 from mamllit.systems import MetaLearner

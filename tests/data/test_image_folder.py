@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mamllit.data import ImageFolderDataModule, prepare
-from mamllit.data.image_folder_source import split_by_ratio
+from mamllit.data import ImageFolderDataModule
 from mamllit.data.sampler import SPLITS
+from mamllit.data.sources import prepare
+from mamllit.data.sources.image_folder import split_by_ratio
 
 SIDE = 12
 CLASSES = [f"c{i:02d}" for i in range(30)]

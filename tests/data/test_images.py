@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from mamllit.core.episode import EpisodeBatch
 from mamllit.data.episodic import EpisodicDataModule
 from mamllit.data.images import ImageDataModule, rotate
 from mamllit.data.pool import ClassPool
-from mamllit.data.sine import SineDataModule
-from mamllit.episode import EpisodeBatch
+from mamllit.data.regression.sine import SineDataModule
 
 COUNTS = {"train": (6, 7, 6, 9, 6, 6, 8), "val": (6,) * 5, "test": (6, 8, 7, 6)}
 SIDE = 3

@@ -12,8 +12,8 @@ from wandb_server import ENTITY, PROJECT, SWEEP, Server
 
 from mamllit.cli import TRAINER_DEFAULTS, MamllitCLI
 from mamllit.data import EpisodicDataModule
+from mamllit.runs.wandb_file import contents
 from mamllit.systems import MetaLearner
-from mamllit.wandb_file import contents
 
 ROOT = Path(__file__).parents[2]
 SWEEPS = sorted((ROOT / "experiments/sweeps").glob("*.yaml"))

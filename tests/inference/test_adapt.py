@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from toy_runs import SIDE, toy_config, toy_folders, toy_image, toy_method, toy_run
 
-from mamllit.episode import Examples
+from mamllit.core.episode import Examples
 from mamllit.inference import Preparation, adapt_folder
 from mamllit.inference.adapt import classify
 from mamllit.inference.images import read_images

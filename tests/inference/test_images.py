@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mamllit.data.omniglot_source import decode
-from mamllit.data.pixels import decode_file
+from mamllit.data.sources.omniglot import decode
+from mamllit.data.sources.pixels import decode_file
 from mamllit.inference.images import (
     Preparation,
     images_below,

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from mamllit.engine import MetaGradient
-from mamllit.episode import Episode
+from mamllit.core.episode import Episode
+from mamllit.engine.meta_gradient import MetaGradient
 from mamllit.methods import Method
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from mamllit.backbones import MLP, Conv4
-from mamllit.engine import MetaGradient
-from mamllit.episode import Episode, Examples
+from mamllit.core.episode import Episode, Examples
+from mamllit.engine.meta_gradient import MetaGradient
 from mamllit.methods import BMAML, MAML, svgd
 from mamllit.objectives import Classification, Regression
 

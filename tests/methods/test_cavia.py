@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
 from mamllit.backbones import MLP, Conv4
-from mamllit.engine import MetaGradient
-from mamllit.episode import Episode, Examples
+from mamllit.core.episode import Episode, Examples
+from mamllit.engine.meta_gradient import MetaGradient
 from mamllit.methods import CAVIA, MAML
 from mamllit.objectives import Classification, Regression
 

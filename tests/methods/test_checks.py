@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mamllit.episode import Examples
+from mamllit.core.episode import Examples
 from mamllit.methods.checks import check_inner_loop, task_loss
 from mamllit.objectives import Classification, Regression
 

@@ -11,9 +11,9 @@ import torch
 
 import mamllit.methods
 from mamllit.backbones import MLP
-from mamllit.engine import MetaGradient
-from mamllit.episode import Episode, Examples
-from mamllit.evaluation import evaluate
+from mamllit.core.episode import Episode, Examples
+from mamllit.engine.evaluation import evaluate
+from mamllit.engine.meta_gradient import MetaGradient
 from mamllit.methods import (
     ANIL,
     BMAML,

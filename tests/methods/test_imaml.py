@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from mamllit.backbones import MLP
-from mamllit.engine import MetaGradient
-from mamllit.episode import Episode, Examples
+from mamllit.core.episode import Episode, Examples
+from mamllit.engine.meta_gradient import MetaGradient
 from mamllit.methods import IMAML, MAML
 from mamllit.methods.imaml import conjugate_gradients, inner
 from mamllit.objectives import Classification, Regression

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 
 from mamllit.backbones import MLP
+from mamllit.core.episode import Episode, Examples
 from mamllit.data import SineDataModule
-from mamllit.engine import MetaGradient
-from mamllit.episode import Episode, Examples
-from mamllit.evaluation import evaluate
+from mamllit.engine.evaluation import evaluate
+from mamllit.engine.meta_gradient import MetaGradient
 from mamllit.methods import MAML, JointTraining
 from mamllit.objectives import Regression
 

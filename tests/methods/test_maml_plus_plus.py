@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from mamllit.backbones import MLP, Conv4
+from mamllit.core.episode import Episode, Examples
 from mamllit.data import SineDataModule
-from mamllit.engine import MetaGradient
-from mamllit.episode import Episode, Examples
+from mamllit.engine.meta_gradient import MetaGradient
 from mamllit.methods import MAML, MAMLPlusPlus
 from mamllit.objectives import Classification, Regression
 from mamllit.systems import MetaLearner

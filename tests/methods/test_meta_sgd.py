@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mamllit.backbones import MLP, Conv4
-from mamllit.engine import MetaGradient
-from mamllit.episode import Episode, Examples
+from mamllit.core.episode import Episode, Examples
+from mamllit.engine.meta_gradient import MetaGradient
 from mamllit.methods import MAML, MetaSGD
 from mamllit.objectives import Classification, Regression
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from mamllit.backbones import MLP, Conv4
-from mamllit.engine import MetaGradient
-from mamllit.episode import Episode, Examples
+from mamllit.core.episode import Episode, Examples
+from mamllit.engine.meta_gradient import MetaGradient
 from mamllit.methods import MAML, MTNet
 from mamllit.objectives import Classification, Regression
 

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch.func import functional_call
 
 from mamllit.backbones import MLP
+from mamllit.core.episode import Episode, Examples
 from mamllit.data import SineDataModule
-from mamllit.engine import MetaGradient
-from mamllit.episode import Episode, Examples
+from mamllit.engine.meta_gradient import MetaGradient
 from mamllit.methods import MAML, MultiTask
 from mamllit.objectives import Regression
 

@@ -9,8 +9,8 @@ from torch.distributions import Normal, kl_divergence
 from torch.func import functional_call, vmap
 
 from mamllit.backbones import MLP, Conv4
-from mamllit.engine import MetaGradient
-from mamllit.episode import Episode, Examples
+from mamllit.core.episode import Episode, Examples
+from mamllit.engine.meta_gradient import MetaGradient
 from mamllit.methods import MAML, PLATIPUS
 from mamllit.methods.platipus import gaussian_kl
 from mamllit.objectives import Classification, Regression

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from toy_runs import toy_config, toy_method
 
-from mamllit.episode import Examples
+from mamllit.core.episode import Examples
 from mamllit.methods import MAML
 from mamllit.objectives import Classification
 from mamllit.pretrained import load

@@ -13,15 +13,15 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from mamllit.backbones import MLP
+from mamllit.core.episode import EpisodeBatch
 from mamllit.data import SineDataModule
-from mamllit.engine import MetaGradient
-from mamllit.episode import EpisodeBatch
+from mamllit.engine.meta_gradient import MetaGradient
 from mamllit.methods import MAML
 from mamllit.objectives import Classification, Regression
 from mamllit.systems import MetaLearner
 from mamllit.systems.hooks import skip_driver_checks
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 from short_fits import flat, make_data, make_method, make_trainer
 from toy_images import ToyImages
 

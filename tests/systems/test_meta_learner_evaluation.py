@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from mamllit.backbones import MLP
-from mamllit.evaluation import evaluate
+from mamllit.core.metrics import EpisodeMetric
+from mamllit.engine.evaluation import evaluate
 from mamllit.methods import MAML
-from mamllit.metrics import EpisodeMetric
 from mamllit.objectives import Classification, Regression
 from mamllit.systems import MetaLearner
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 from short_fits import flat, make_data, make_method, make_trainer
 from toy_images import ToyImages
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mamllit.backbones import MLP, Conv4
-from mamllit.episode import Episode, Examples
+from mamllit.core.episode import Episode, Examples
 from mamllit.methods import MAML
 from mamllit.objectives import Classification, Regression
 

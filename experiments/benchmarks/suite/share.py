@@ -16,8 +16,8 @@ from typing import Any
 import lightning as L
 
 from mamllit import cli
-from mamllit.engine import MetaGradient
-from mamllit.episode import EpisodeBatch
+from mamllit.core.episode import EpisodeBatch
+from mamllit.engine.meta_gradient import MetaGradient
 from suite.report import duration
 
 CELL = Path(__file__).parents[2] / "maml/sine_10shot.yaml"

@@ -9,9 +9,9 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from mamllit.adaptation import Params
 from mamllit.bridges.learn2learn.norm import BatchStatistics, use_batch_statistics
-from mamllit.episode import Episode, Examples
+from mamllit.core.episode import Episode, Examples
+from mamllit.core.inner_loop import Params
 from mamllit.methods.base import Method
 from mamllit.objectives import Objective, Reduction, reduced_loss
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mamllit.episode import Episode, Examples
+from mamllit.core.episode import Episode, Examples
 
 
 def partition(x: Tensor, y: Tensor, ways: int, per_class: int, split: str) -> tuple[Tensor, Tensor]:

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from mamllit.bridges.learn2learn.partition import episode_of, partition, shared_images
+from mamllit.core.episode import EpisodeBatch
 from mamllit.data import EpisodicDataModule, EvaluationSet
 from mamllit.data.sampler import SPLITS
-from mamllit.episode import EpisodeBatch
 
 log = logging.getLogger(__name__)
 EPISODES = 600  # of a test, unless said otherwise

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mamllit.backbones import MLP
-from mamllit.engine import MetaGradient
-from mamllit.episode import Episode, Examples
-from mamllit.evaluation import readings
+from mamllit.core.episode import Episode, Examples
+from mamllit.engine.evaluation import readings
+from mamllit.engine.meta_gradient import MetaGradient
 from mamllit.objectives import Classification, Regression
 
 l2l = pytest.importorskip("learn2learn", reason="learn2learn is not installed (tests/requirements-oracle.txt)")
@@ -168,7 +168,7 @@ def test_running_statistics_are_left_out_and_the_parameters_keep_their_names() -
 
 
 def test_inductive_predictions_do_not_depend_on_each_other(image_episodes: Callable[..., Episode]) -> None:
-    from mamllit.evaluation import predict
+    from mamllit.engine.evaluation import predict
 
     method = bridge.Learn2Learn(bridge.maml(network(), ALPHA), Classification(), 1)
     support, query = one(image_episodes(1, ways=WAYS), 0)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mamllit.wandb_file import contents
+from mamllit.runs.wandb_file import contents
 
 pytest.importorskip("learn2learn", reason="learn2learn is not installed (tests/requirements-oracle.txt)")
 

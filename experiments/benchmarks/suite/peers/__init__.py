@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from mamllit.episode import Episode
+from mamllit.core.episode import Episode
 from suite.problems import Problem
 
 FILES = {

@@ -9,10 +9,10 @@ import torch
 import yaml
 from torch import Tensor
 
-from mamllit.allocator import keep_memory
-from mamllit.compiling import should_compile
-from mamllit.engine import MetaGradient
-from mamllit.episode import Episode
+from mamllit.core.episode import Episode
+from mamllit.engine.compiling import should_compile
+from mamllit.engine.meta_gradient import MetaGradient
+from mamllit.kernels.malloc import keep_memory
 from mamllit.methods import Method
 from mamllit.pretrained.build import build as make
 from suite.problems import Problem

@@ -8,7 +8,7 @@ import optax
 import torch
 from torch import Tensor
 
-from mamllit.episode import Episode
+from mamllit.core.episode import Episode
 from suite.peers import Unsupported
 from suite.problems import Problem, network
 

@@ -3,7 +3,7 @@
 import learn2learn
 import torch
 
-from mamllit.episode import Examples
+from mamllit.core.episode import Examples
 from suite.peers.torch_loop import TorchLoop
 from suite.problems import Problem
 

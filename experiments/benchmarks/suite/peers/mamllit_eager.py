@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from mamllit.allocator import keep_memory
-from mamllit.engine import MetaGradient
-from mamllit.episode import Episode
+from mamllit.core.episode import Episode
+from mamllit.engine.meta_gradient import MetaGradient
+from mamllit.kernels.malloc import keep_memory
 from suite.problems import Problem, method, network
 
 

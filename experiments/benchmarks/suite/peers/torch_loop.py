@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from mamllit.episode import Episode, Examples
+from mamllit.core.episode import Episode, Examples
 from suite.networks import loss, peer_network
 from suite.problems import Problem
 

@@ -1,0 +1,1 @@
+"""What everything else speaks: episodes, the inner loop's step, metrics, random numbers that belong to an episode."""

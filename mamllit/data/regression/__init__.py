@@ -1,0 +1,1 @@
+"""Families of curves: sine waves and those of the probabilistic papers."""

@@ -1,0 +1,193 @@
+"""A folder of your own images: finding them, splitting their classes, and saying what is wrong with them.
+
+Two forms: `root/<class>/*`, whose classes are split by ratio or by lists, and `root/{train,val,test}/<class>/*`, which is split
+already. Splits share no class: a class met in meta-training would tell nothing about learning new ones.
+"""
+
+import difflib
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+from mamllit.data.pool import ClassPool
+from mamllit.data.sampler import SPLITS
+from mamllit.data.sources.pixels import FORMATS, decode_file
+from mamllit.data.sources.prepare import load_pools, say_once
+from mamllit.data.sources.source import Classes, File, Item, Source, classes_in, fingerprint, folders_in, report, some
+
+SUFFIXES = tuple(FORMATS)
+ADVICE = "Replace or remove them and start again."
+Names = Sequence[str] | str | Path  # names of classes, or a text file with one a line
+
+
+def load_image_folder(
+    root: str | Path,
+    image_size: int,
+    channels: int,
+    split_ratios: Sequence[float],
+    split_seed: int,
+    lists: Mapping[str, Names] | None,
+    cache_dir: str | Path | None,
+) -> dict[str, ClassPool]:
+    """Meta-train, meta-val and meta-test pools of a folder of images.
+
+    Args:
+        root: the folder, in one of the two forms above.
+        image_size: side of the images in pixels.
+        channels: 1 (grey) or 3 (RGB).
+        split_ratios, split_seed: see `split_by_ratio`; not for a folder that is split already.
+        lists: the classes of "train", "val" and "test", or a text file of each; in place of the ratios.
+        cache_dir: folder of the decoded images; by default `.mamllit-cache` in `root`.
+
+    Returns:
+        pools "train", "val" and "test": uint8 [M, channels, image_size, image_size].
+
+    Raises:
+        FileNotFoundError: if `root`, or a list, is not there.
+        ValueError: naming all that is wrong with the folder, the lists or the images.
+        OSError: if a cache that is needed cannot be written.
+    """
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {root}; set `root` to the folder that holds your images, one folder per class"
+        )
+    split_already = all((root / split).is_dir() for split in SPLITS)
+    if split_already and lists is not None:
+        raise ValueError(
+            f"{root} has the folders train/, val/ and test/ already; leave out the lists of classes, or rename them"
+        )
+    files = {s: classes_in(root / s, SUFFIXES) for s in SPLITS} if split_already else {"all": classes_in(root, SUFFIXES)}
+    if problems := _problems(root, files):
+        raise ValueError(report(f"the images in {root}", problems, "Every class needs a folder of its own, with images in it."))
+    parts = {} if split_already else _parts([*files["all"]], split_ratios, split_seed, lists)
+    source = _source(root, files, image_size, channels)
+    cache = Path(cache_dir or root / ".mamllit-cache").expanduser() / f"images-{image_size}x{channels}"
+    pools = load_pools(source, cache, "make room there or make it writable, or set `cache_dir` to another folder")
+    if not split_already:
+        pools = {split: pools["all"].select(names) for split, names in parts.items()}
+    counts = ", ".join(f"{pool.num_classes} {split}" for split, pool in pools.items())
+    say_once(f"{root}: classes {counts}; test classes: {some(pools['test'].names, 30)}")
+    return pools
+
+
+def split_by_ratio(names: Sequence[str], ratios: Sequence[float], seed: int) -> dict[str, list[str]]:
+    """Classes of "train", "val" and "test", sorted: shares of `ratios`, val and test rounded, at least one each.
+
+    The order is that of a hash of seed and name, not a shuffle: it is the same everywhere, and a class more or less moves few
+    others from one split to another.
+
+    Raises:
+        ValueError: if the ratios are not three positive numbers with sum 1, or there are fewer than three classes.
+    """
+    if len(ratios) != 3 or min(ratios) <= 0 or abs(sum(ratios) - 1) > 1e-3:
+        raise ValueError(f"split_ratios is {list(ratios)}; it needs three numbers > 0, of train, val and test, with sum 1")
+    if len(names) < 3:
+        raise ValueError(f"there are {len(names)} classes; train, val and test need at least one each")
+    order = sorted(names, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
+    val, test = (max(1, round(ratio * len(names))) for ratio in ratios[1:])
+    train = max(1, len(names) - val - test)
+    ends = {"train": (0, train), "val": (train, len(names) - test), "test": (len(names) - test, len(names))}
+    return {split: sorted(order[slice(*part)]) for split, part in ends.items()}
+
+
+def refuse_small(pools: Mapping[str, ClassPool], ways: int, images: Mapping[str, tuple[int, str]]) -> None:
+    """ValueError with the numbers if a split has too few classes, or a class too few images, for the episodes asked for.
+
+    Args:
+        pools: pool by split.
+        ways: classes per episode.
+        images: for each split the images per class that an episode takes, and how they come about, in words.
+    """
+    problems = []
+    for split, pool in pools.items():
+        if pool.num_classes < ways:
+            problems.append(f"{split} has {pool.num_classes} classes, an episode takes {ways} (ways)")
+        need, why = images[split]
+        small = [f"{name} ({count})" for name, count in zip(pool.names, pool.counts, strict=True) if count < need]
+        if small:
+            problems.append(
+                f"{split} has classes with fewer images than the {need} that an episode takes ({why}): {some(small)}"
+            )
+    if problems:
+        total = sum(pool.num_classes for pool in pools.values())
+        advice = "Ask for fewer ways, shots or queries (standard_queries, or protocols, for the test), or add images."
+        if total >= 3 * ways and any(pool.num_classes < ways for pool in pools.values()):
+            share = -(-1000 * ways // total) / 1000
+            advice += (
+                f" {total} classes are enough for {ways} ways in every split with split_ratios "
+                f"[{1 - 2 * share:.3f}, {share:.3f}, {share:.3f}]."
+            )
+        raise ValueError(report("too little for the episodes asked for", problems, advice))
+
+
+def _problems(root: Path, files: Mapping[str, Mapping[str, Sequence[File]]]) -> list[str]:
+    homes: dict[str, list[str]] = {}
+    problems = []
+    for split, classes in files.items():
+        folder = root if split == "all" else root / split
+        problems += [] if classes else [f"{folder} holds no class folders"]
+        for name, found in classes.items():
+            homes.setdefault(name, []).append(split)
+            if not found:
+                deeper = ": it holds folders; are train, val and test all there?" if folders_in(folder / name) else ""
+                problems.append(f"the class folder {folder / name} holds no images ({', '.join(SUFFIXES)}){deeper}")
+    return problems + [
+        f"class {name} is in {' and '.join(s)}: a class may be in one only" for name, s in homes.items() if s[1:]
+    ]
+
+
+def _parts(names: Sequence[str], ratios: Sequence[float], seed: int, lists: Mapping[str, Names] | None) -> dict[str, list[str]]:
+    if lists is None:
+        return split_by_ratio(names, ratios, seed)
+    parts = {split: _names_in(listed) for split, listed in lists.items()}
+    problems: list[str] = []
+    homes: dict[str, list[str]] = {}
+    for split, listed in parts.items():
+        problems += [] if listed else [f"the {split} list is empty"]
+        for name in listed:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, n=1)
+                problems.append(
+                    f"{name!r} of the {split} list has no folder" + (f" (did you mean {near[0]!r}?)" if near else "")
+                )
+            homes.setdefault(name, []).append(split)
+    problems += [f"{name!r} is named twice, in the lists {' and '.join(s)}" for name, s in homes.items() if len(s) > 1]
+    if problems:
+        raise ValueError(report("the lists of classes", problems, "A list has names of folders, each in one list only."))
+    if rest := sorted(set(names) - set(homes)):
+        say_once(f"{len(rest)} classes are in none of the lists and are left out: {some(rest)}")
+    return {split: sorted(listed) for split, listed in parts.items()}
+
+
+def _names_in(listed: Names) -> list[str]:
+    if not isinstance(listed, str | Path):
+        return list(listed)
+    try:
+        text = Path(listed).expanduser().read_text(encoding="utf-8")
+    except OSError as error:
+        raise FileNotFoundError(
+            f"cannot read the list of classes {listed} ({error.strerror}); it has one name a line"
+        ) from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _source(root: Path, files: Mapping[str, Mapping[str, Sequence[File]]], size: int, channels: int) -> Source:
+    def items(pool: str) -> Classes:
+        return {
+            name: [Item(file.path, partial(decode_file, file.path, size, channels, True)) for file in found]
+            for name, found in files[pool].items()
+        }
+
+    every = [*chain(*(found for classes in files.values() for found in classes.values()))]
+    form = "folders train/, val/ and test/" if len(files) > 1 else "a folder"
+    return Source(
+        name=f"images in {root}: {form} of {sum(map(len, files.values()))} class folders, {len(every)} images",
+        fingerprint=fingerprint(f"{size}x{channels}", root, every),
+        shape=(channels, size, size),
+        images=len(every),
+        pools={pool: partial(items, pool) for pool in files},
+        advice=ADVICE,
+    )

@@ -1,0 +1,1 @@
+"""Functions that draw a matplotlib Figure; no input or output."""

@@ -1,0 +1,102 @@
+"""Figures of adaptation: functions from tensors to a matplotlib Figure, no input or output."""
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from mamllit.core.metrics import Summary
+
+
+def regression_adaptation(
+    x: Tensor, truth: Tensor, support_x: Tensor, support_y: Tensor, predictions: Mapping[int, Tensor], title: str
+) -> Figure:
+    """One-dimensional tasks before and after gradient steps (Finn et al. 2017, figure 2).
+
+    Args:
+        x: [P] where the curves are drawn.
+        truth: [T, P], one panel per task.
+        support_x, support_y: [T, K].
+        predictions: number of gradient steps -> [T, P].
+    """
+    tasks = len(truth)
+    figure = Figure(figsize=(4.2 * tasks, 3.4), layout="constrained")
+    for task in range(tasks):
+        axes = figure.add_subplot(1, tasks, task + 1)
+        axes.plot(x, truth[task], color="#c0392b", linewidth=2, label="ground truth")
+        styles = [":", "--", "-", "-."]
+        for i, (steps, curve) in enumerate(predictions.items()):
+            label = "before adaptation" if steps == 0 else f"after {steps} step{'s' if steps > 1 else ''}"
+            shade = 0.65 - 0.55 * i / max(len(predictions) - 1, 1)
+            axes.plot(x, curve[task], styles[i % 4], color=(shade, shade * 0.9 + 0.1, 0.75), linewidth=1.8, label=label)
+        axes.plot(support_x[task], support_y[task], "^", color="#6c3483", markersize=7, label="support")
+        axes.set_xlabel("x")
+        axes.set_ylim(-5.6, 5.6)
+        if task == 0:
+            axes.set_ylabel("y")
+            axes.legend(fontsize=7, loc="lower left")
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def learning_curve(summaries: Mapping[str, Summary], metric: str, title: str, diverging: bool) -> Figure:
+    """The metric against the number of gradient steps, one line per evaluation set, with its 95% interval.
+
+    Args:
+        diverging: draw the median (dashed) beside the mean, for metrics that a few diverged episodes can carry away.
+    """
+    figure = Figure(figsize=(5.2, 3.8), layout="constrained")
+    axes = figure.add_subplot()
+    for i, (name, summary) in enumerate(summaries.items()):
+        steps, color = range(len(summary.mean)), f"C{i}"
+        axes.errorbar(steps, summary.mean, yerr=summary.ci95, color=color, capsize=2, marker="o", markersize=3, label=name)
+        if diverging:
+            axes.plot(steps, summary.median, "--", color=color, linewidth=1)
+    axes.set_xlabel("gradient steps" + (" (dashed: median)" if diverging else ""))
+    axes.set_ylabel(metric)
+    if diverging:
+        axes.set_yscale("log")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
+    axes.set_title(title, fontsize=10)
+    return figure
+
+
+def classification_adaptation(
+    support: Tensor, query: Tensor, labels: Tensor, probabilities: Mapping[int, Tensor], title: str
+) -> Figure:
+    """One classification episode: the support images, and each query image's class probabilities over the steps.
+
+    Args:
+        support: [N, C, H, W], the first support image of each class.
+        query: [n, C, H, W], `labels` [n].
+        probabilities: number of gradient steps -> [n, N].
+    """
+    ways, queries = len(support), len(query)
+    steps: Sequence[int] = list(probabilities)
+    figure = Figure(figsize=(1.1 * ways + 1, 1.0 * (queries + 1) + 0.6), layout="constrained")
+    grid = figure.add_gridspec(queries + 1, ways + 1)
+
+    def show(cell, image: Tensor, label: str) -> None:
+        axes = figure.add_subplot(cell)
+        picture = image.permute(1, 2, 0)
+        axes.imshow(picture if picture.shape[-1] == 3 else picture[..., 0], cmap="gray_r", vmin=0, vmax=1)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_title(label, fontsize=7)
+
+    for way in range(ways):
+        show(grid[0, way + 1], support[way], f"support {way}")
+    for row in range(queries):
+        show(grid[row + 1, 0], query[row], f"query, class {int(labels[row])}")
+        axes = figure.add_subplot(grid[row + 1, 1:])
+        for way in range(ways):
+            curve = [float(probabilities[step][row, way]) for step in steps]
+            true = way == int(labels[row])
+            axes.plot(steps, curve, color="#1e8449" if true else "#aaaaaa", linewidth=2 if true else 1)
+        axes.set_ylim(-0.03, 1.03)
+        axes.tick_params(labelsize=6)
+        if row == queries - 1:
+            axes.set_xlabel("gradient steps (green: probability of the true class)", fontsize=7)
+    figure.suptitle(title, fontsize=9)
+    return figure

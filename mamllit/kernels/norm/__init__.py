@@ -1,0 +1,1 @@
+"""Batch norm with batch statistics, and its derivatives of any order."""

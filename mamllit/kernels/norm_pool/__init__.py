@@ -1,0 +1,1 @@
+"""Batch norm, shift, ReLU and max-pooling as one operator."""

@@ -1,0 +1,138 @@
+"""Loggers that do not end a training: a full disk or a server that is gone is said once, and what can be kept is kept."""
+
+import csv
+import io
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import wandb
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.loggers.logger import rank_zero_experiment
+from wandb.errors import AuthenticationError, CommError
+
+from mamllit.runs import durable
+
+GUARDED = ("log_metrics", "log_hyperparams", "save", "finalize", "after_save_checkpoint")
+
+
+class SturdyWandbLogger(WandbLogger):
+    """Lightning's, which logs offline where the server cannot be reached at the start of a run."""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The run of W&B.
+
+        Raises:
+            AuthenticationError: where the server answers that it does not know the key.
+        """
+        try:
+            return super().experiment
+        except AuthenticationError:
+            raise
+        except CommError as error:
+            warnings.warn(
+                f"the W&B server cannot be reached ({error}); this run is logged offline, into {self.save_dir}/wandb, from "
+                "where `wandb sync` publishes it later",
+                stacklevel=2,
+            )
+            wandb.teardown()  # its process holds the run's id, and has read its settings
+            self._offline, self._wandb_init["mode"] = True, "offline"
+            return super().experiment
+
+
+def keep_going(loggers: list[Logger]) -> None:
+    """Let no logger end the run. A CSVLogger keeps in memory what it could not write, and writes it when it can again."""
+    for logger in loggers:
+        if type(logger) is WandbLogger:  # by now, for jsonargparse knows the arguments of Lightning's class only
+            logger.__class__ = SturdyWandbLogger
+        said: set[str] = set()
+        for name in GUARDED:
+            if hasattr(type(logger), name):
+                setattr(logger, name, _guarded(logger, name, said))
+
+
+@contextmanager
+def unharmed(logger: Logger, said: set[str] | None = None) -> Iterator[None]:
+    """A block that gives something to a logger: where that fails it is said, unless it is in `said`, and the run goes on."""
+    try:
+        yield
+    except Exception as error:  # wandb has errors of many kinds; none of them is worth a training
+        problem = f"{type(error).__name__}: {error}"
+        if said is None or problem not in said:
+            if said is not None:
+                said.add(problem)
+            kind = type(logger).__name__.removeprefix("Sturdy")
+            warnings.warn(f"{kind} cannot log ({problem}); the run goes on, and its result files do not need it", stacklevel=4)
+
+
+def _guarded(logger: Logger, name: str, said: set[str]) -> Callable:
+    method = getattr(logger, name)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        returned = None
+        with unharmed(logger, said):
+            if isinstance(logger, CSVLogger) and isinstance(logger.experiment, ExperimentWriter):
+                logger.experiment.save = _whole_rows(logger.experiment)  # type: ignore[method-assign]
+            returned = method(*args, **kwargs)
+        if name == "finalize" and isinstance(logger, CSVLogger):
+            _keep_the_rest(logger)
+        return returned
+
+    return call
+
+
+def _keep_the_rest(logger: CSVLogger) -> None:
+    """The rows that could not be written until the end, into a file elsewhere."""
+    writer = logger._experiment
+    if isinstance(writer, ExperimentWriter) and writer.metrics:
+        durable.keep(
+            Path(logger.log_dir) / "metrics_not_written.csv", _rows(_columns(writer.metrics), writer.metrics, header=True)
+        )
+
+
+def _whole_rows(writer: Any) -> Callable[[], None]:
+    """Lightning's `_ExperimentWriter.save` such that a kill or a full disk leaves whole rows, and no row twice."""
+
+    def save() -> None:
+        if not writer.metrics:
+            return
+        path = str(writer.metrics_file_path)
+        known = list(writer.metrics_keys)
+        keys = _columns([dict.fromkeys(known), *writer.metrics])
+        size = os.path.getsize(path) if os.path.exists(path) else 0
+        try:
+            if size and keys == known:
+                with open(path, "a", newline="") as file:
+                    file.write(_rows(keys, writer.metrics))
+            else:
+                old = []
+                if size:
+                    with open(path, newline="") as file:
+                        old = list(csv.DictReader(file))
+                durable.write(path, _rows(keys, [*old, *writer.metrics], header=True))
+        except OSError:
+            if size and os.path.getsize(path) > size:
+                os.truncate(path, size)
+            raise
+        writer.metrics_keys, writer.metrics = keys, []
+
+    return save
+
+
+def _columns(rows: list[dict[str, Any]]) -> list[str]:
+    return sorted({key for row in rows for key in row})
+
+
+def _rows(keys: list[str], rows: list[dict[str, Any]], header: bool = False) -> str:
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, fieldnames=keys)
+    if header:
+        table.writeheader()
+    table.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,74 @@
+"""`mamllit export` and `mamllit adapt` as a user calls them."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from toy_runs import toy_folders, toy_run
+
+from mamllit import cli
+from mamllit.cli.commands import COMMANDS
+
+
+def mamllit(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["mamllit", *map(str, words)])
+    cli.main()
+
+
+def test_from_a_run_to_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    mamllit(monkeypatch, "export", toy_run(tmp_path / "run"), "--ckpt", "last", "--out", tmp_path / "toy.safetensors")
+    printed = capsys.readouterr().out
+    size = (tmp_path / "toy.safetensors").stat().st_size
+    assert f"checkpoint: {tmp_path}/toy.safetensors ({size:,} bytes, " in printed
+    assert "trained for 30 of 40 iterations; measured: accuracy after 3 steps: paper 0.95 ± 0.004" in printed
+    support, query = toy_folders(tmp_path, shots=(1, 2, 2))
+    mamllit(
+        monkeypatch, "adapt", "--checkpoint", tmp_path / "toy.safetensors", "--support", support, "--query", query,
+        "--out", tmp_path / "out", "--steps", 5, "--batch_norm", "transductive",
+    )  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "class a: its 1 support image repeated to weigh as much as the largest class" in printed
+    assert "9 images, 3 classes, 5 inner steps; right " in printed
+    assert " of 9 whose class is known (" in printed
+    assert "transductive batch norm: each prediction depends on the other query images" in printed
+    for name in ("predictions.csv", "contact_sheet.png"):
+        assert f": {tmp_path}/out/{name}" in printed
+        assert (tmp_path / "out" / name).stat().st_size > 0
+
+
+def test_an_export_without_a_result_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from toy_runs import toy_result
+
+    mamllit(monkeypatch, "export", toy_run(tmp_path / "run", result=toy_result(results={})))
+    assert "measured: nothing yet, run `mamllit test` before the export" in capsys.readouterr().out
+
+
+def test_what_goes_wrong_is_said_without_a_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        SystemExit, match=r"^mamllit export: \S+ is not the directory of a whole run of `mamllit fit`; missing: "
+    ):
+        mamllit(monkeypatch, "export", tmp_path)
+    with pytest.raises(SystemExit, match=r"^mamllit adapt: no checkpoint is named 'nothing'"):
+        mamllit(monkeypatch, "adapt", "--checkpoint", "nothing", "--support", tmp_path, "--query", tmp_path)
+
+
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_help_names_every_argument(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        mamllit(monkeypatch, command, "--help")
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    wanted = {"export": ["run_dir", "--ckpt", "--out", "--dtype", "--limit"]}.get(
+        command, ["--checkpoint", "--support", "--query", "--out", "--steps", "--batch_norm", "--trusted"]
+    )
+    assert all(name in printed for name in wanted)
+    assert "preparation" not in printed
+
+
+def test_the_main_help_tells_of_the_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        mamllit(monkeypatch, "--help")
+    printed = capsys.readouterr().out
+    assert all(f"mamllit {name}" in " ".join(printed.split()) for name in COMMANDS)

@@ -1,0 +1,106 @@
+"""Image files of every mode to pixels, each beside what Pillow, or a value worked out by hand, says."""
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mamllit.data.sources.pixels import FORMATS, decode_file, decode_image
+
+
+def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def random_image(mode: str = "RGB", width: int = 6, height: int = 6) -> Image.Image:
+    shape = (height, width) if mode == "L" else (height, width, len(mode))
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8), mode)
+
+
+def test_rgb_comes_out_channels_first() -> None:
+    result = decode_image(encoded(random_image()), 6, 3, True)
+    assert result.dtype == np.uint8
+    assert np.array_equal(result, np.asarray(random_image()).transpose(2, 0, 1))
+
+
+def test_another_size_is_squeezed_with_lanczos() -> None:
+    image = random_image(width=50, height=20)
+    expected = np.asarray(image.resize((9, 9), Image.Resampling.LANCZOS)).transpose(2, 0, 1)
+    assert np.array_equal(decode_image(encoded(image), 9, 3, False), expected)
+
+
+@pytest.mark.parametrize("suffix", list(FORMATS))
+def test_every_format_can_be_read(suffix: str, tmp_path: Path) -> None:
+    random_image().save(tmp_path / f"x{suffix}")
+    assert decode_file(tmp_path / f"x{suffix}", 6, 3, True).shape == (3, 6, 6)
+
+
+def test_another_format_is_refused_whatever_its_name() -> None:
+    with pytest.raises(OSError, match="cannot identify image file"):
+        decode_image(encoded(random_image(), "TIFF"), 6, 3, True)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_one_channel_is_grey(mode: str) -> None:
+    image = random_image(mode)
+    assert np.array_equal(decode_image(encoded(image), 6, 1, True), np.asarray(image.convert("L"))[None])
+
+
+def test_grey_becomes_three_equal_channels() -> None:
+    image = random_image("L")
+    assert np.array_equal(decode_image(encoded(image), 6, 3, True), np.asarray(image)[None].repeat(3, 0))
+
+
+def test_what_is_transparent_becomes_white() -> None:
+    image = Image.new("RGBA", (2, 1), (0, 0, 200, 255))
+    image.putpixel((1, 0), (0, 0, 0, 0))
+    image = image.resize((2, 2), Image.Resampling.NEAREST)
+    result = decode_image(encoded(image), 2, 3, True)
+    assert result[:, 0].T.tolist() == [[0, 0, 200], [255, 255, 255]]
+
+
+def test_a_palette_with_a_transparent_colour() -> None:
+    image = Image.new("P", (2, 2), 0)
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putpixel((1, 1), 1)
+    assert decode_image(encoded(image), 2, 3, True)[:, 0, 0].tolist() == [10, 20, 30]
+    result = decode_image(encoded(image, transparency=0), 2, 3, True)
+    assert result[:, 0, 0].tolist() == [255, 255, 255]
+    assert result[:, 1, 1].tolist() == [200, 100, 50]
+
+
+def test_1_bit_is_turned_to_grey_before_it_is_resized() -> None:
+    image = Image.fromarray(np.random.default_rng(0).random((20, 20)) > 0.5)
+    expected = image.convert("L").resize((7, 7), Image.Resampling.LANCZOS)
+    assert np.array_equal(decode_image(encoded(image), 7, 1, True)[0], np.asarray(expected))
+
+
+def test_16_bit_grey_keeps_its_range() -> None:
+    image = Image.fromarray(np.array([[0, 256], [32768, 65535]], np.uint16))
+    assert decode_image(encoded(image), 2, 1, True)[0].tolist() == [[0, 1], [128, 255]]
+
+
+def test_cmyk_becomes_rgb() -> None:
+    image = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
+    red, green, blue = decode_image(encoded(image, "JPEG"), 8, 3, True)[:, 4, 4].tolist()
+    assert red > 240 and green < 15 and blue < 15
+
+
+def test_the_orientation_is_followed_where_asked() -> None:
+    image = random_image(width=4, height=4)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "turn by 90 degrees clockwise to see it upright" (EXIF 2.3, 4.6.4)
+    data = encoded(image, exif=exif)
+    plain = np.asarray(image).transpose(2, 0, 1)
+    assert np.array_equal(decode_image(data, 4, 3, False), plain)
+    assert np.array_equal(decode_image(data, 4, 3, True), np.rot90(plain, -1, (1, 2)))
+
+
+def test_a_truncated_jpeg_is_an_error() -> None:
+    data = encoded(random_image(width=60, height=60), "JPEG")
+    with pytest.raises(OSError, match="image file is truncated"):
+        decode_image(data[: len(data) // 2], 84, 3, False)
