@@ -17,6 +17,7 @@ import torch
 
 from mamllit import cli
 from mamllit.callbacks import CleanStop
+from mamllit.runs import durable
 
 REPOSITORY = Path(__file__).parents[1]
 FIT = [
@@ -49,7 +50,8 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where files go that find no room: the temporary folder, which is not on that disk."""
     monkeypatch.setattr(sys, "argv", ["mamllit"])
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    return tmp_path / f"mamllit-{os.getpid()}"
+    monkeypatch.setattr(durable, "_private_folder", lambda temporary: Path(temporary) / "mamllit-kept")
+    return tmp_path / "mamllit-kept"
 
 
 def fill(disk: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from mamllit.runs import durable
 from reproduction.cells import Cell
 
 RECORD = "evaluated.json"
@@ -137,9 +138,7 @@ def evaluate(
         "test", "-c", cell.path, "--seed_everything", seed, "--trainer.default_root_dir", parent, "--run_name", folder.name,
         "--ckpt_path", checkpoint, "--wandb", "disabled", *options.arguments(cell),
     )  # fmt: skip
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(record, indent=2))
-    part.replace(path)
+    durable.write(path, json.dumps(record, indent=2))
     return True
 
 

@@ -11,6 +11,7 @@ characters (experiments/own_images.yaml, 300 iterations, 60 episodes of 5 ways, 
 """
 
 import csv
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -179,9 +180,7 @@ def _writable(out: str | Path) -> Path:
     folder = Path(out).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{CSV}.part"
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise type(error)(
             error.errno, f"cannot write into the folder {folder} ({error.strerror}); name another with --out"

@@ -10,6 +10,7 @@ import yaml
 
 from mamllit.pretrained.build import class_paths, rebuild
 from mamllit.pretrained.files import FOLDER, LIMIT, SUFFIX, Checkpoint, DType, find, names, read, steps_before, write
+from mamllit.runs import durable
 
 PREFIX = "method."  # of the meta-parameters in a Lightning checkpoint of MetaLearner
 LEFT_OUT = {"root", "download", "cache_dir"}  # of the data: where the images lay concerns nobody else
@@ -87,10 +88,7 @@ def cell_name(config: Mapping[str, Any]) -> str:
 
 def write_table() -> None:
     """Write the table of all files in the package's folder, beside them."""
-    path = FOLDER / TABLE
-    part = path.with_suffix(".tmp")
-    part.write_text(table(), encoding="utf-8")
-    part.replace(path)
+    durable.write(FOLDER / TABLE, table())
 
 
 def table() -> str:

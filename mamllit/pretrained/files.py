@@ -6,9 +6,7 @@ of several: so the same run gives the same bytes.
 
 import difflib
 import json
-import os
 import re
-import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+from mamllit.runs import durable
 
 FOLDER = Path(__file__).parents[1] / "checkpoints"
 SUFFIX = ".safetensors"
@@ -136,11 +136,5 @@ def write(path: Path, checkpoint: Checkpoint, tensors: Mapping[str, Tensor], lim
             f"{path.name} would have {len(content):,} bytes, more than the limit of {limit:,}; store it as float16 "
             "(--dtype float16: measure again from the file, the weights are rounded), or raise the limit (--limit)"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex}")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    durable.write(path, content)
     return len(content)

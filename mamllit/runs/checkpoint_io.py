@@ -5,7 +5,6 @@ is another disk; and a write that fails ends the training. Here a failed one is 
 """
 
 import io
-import os
 import pickle
 import warnings
 import zipfile
@@ -49,7 +48,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
             buffer = io.BytesIO()
             torch.save(checkpoint, buffer)
             if path.name == "last.ckpt" and path.exists() and self._step(path) != checkpoint.get("global_step"):
-                _link(path, path.with_name(PREVIOUS))
+                durable.link(path, path.with_name(PREVIOUS))
             durable.write(path, buffer.getvalue())
         except OSError as error:
             self.failed[str(path)] = error.strerror or str(error)
@@ -75,18 +74,6 @@ class DurableCheckpointIO(TorchCheckpointIO):
             super().remove_checkpoint(path)
         except OSError as error:
             warnings.warn(f"cannot remove the checkpoint {path} ({error.strerror or error})", stacklevel=2)
-
-
-def _link(path: Path, other: Path) -> None:
-    """Give a file a second name, in the place of what bears it; copying where the file system has no links."""
-    part = other.with_name(f"{other.name}.part")
-    part.unlink(missing_ok=True)
-    try:
-        os.link(path, part)
-    except OSError:
-        durable.write(other, path.read_bytes())
-        return
-    os.replace(part, other)
 
 
 def read(path: Path) -> dict[str, Any] | None:

@@ -1,13 +1,21 @@
 """Files that are whole or not there, whatever happens while they are written.
 
 A file is written beside its place, brought to the disk, and put in place by renaming: a process that is killed, or a machine
-that loses power, leaves the old file or the new one.
+that loses power, leaves the old file or the new one. In a folder that others can write to, nobody can choose where the bytes
+go: what is written first has a name that cannot be guessed and is created anew, and a link in its place is not followed.
 """
 
 import os
+import re
+import secrets
+import stat
 import tempfile
 import warnings
+from functools import cache
 from pathlib import Path
+from typing import IO
+
+PART = ".part"
 
 
 def write(path: str | Path, content: str | bytes) -> None:
@@ -18,9 +26,9 @@ def write(path: str | Path, content: str | bytes) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
+    part = _beside(path)
     try:
-        with part.open("wb") as file:
+        with part.open("xb") as file:  # exclusive: neither a file nor a link that is there already
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
@@ -29,6 +37,62 @@ def write(path: str | Path, content: str | bytes) -> None:
         part.unlink(missing_ok=True)  # on a full disk it would take the room of what comes next
         raise
     _flush_folder(path.parent)
+
+
+def link(path: Path, other: Path) -> None:
+    """Give a file a second name, in the place of what bears it; copying where the file system has no links."""
+    part = _beside(other)
+    try:
+        os.link(path, part)
+    except OSError:
+        write(other, path.read_bytes())
+        return
+    os.replace(part, other)
+
+
+def clear(folder: Path) -> None:
+    """Remove what killed processes of this user left half-written in `folder`; nobody else may be writing there."""
+    for path in folder.glob(f".*{PART}"):
+        status = path.lstat()
+        if re.search(rf"\.[0-9a-f]{{16}}{PART}$", path.name) and stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
+            path.unlink(missing_ok=True)
+
+
+def open_own(path: Path, mode: str, shared: bool = False) -> IO:
+    """Open a file whose name is known in advance, e.g. to go on with it or to lock it.
+
+    Args:
+        path: the file.
+        mode: "ab", "wb" or "a".
+        shared: whether the file may be another user's.
+
+    Raises:
+        OSError: for a link, for what is no plain file, and for another user's file.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        handle = os.open(name, (flags | os.O_NOFOLLOW | os.O_NONBLOCK) & ~os.O_TRUNC, 0o666)
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode) or not (shared or status.st_uid == os.geteuid()):
+            os.close(handle)
+            raise PermissionError(f"{path} is no plain file of yours, so it is not written to: remove it")
+        if flags & os.O_TRUNC:
+            os.ftruncate(handle, 0)
+        return handle
+
+    if path.is_symlink():
+        raise PermissionError(f"{path} is a link to {os.readlink(path)}, which is not followed: remove it")
+    return open(path, mode, opener=opener)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}{PART}")
+
+
+@cache
+def _private_folder(temporary: str) -> Path:
+    """A folder of this process in the system's temporary one, which no other user can enter."""
+    return Path(tempfile.mkdtemp(prefix="mamllit-", dir=temporary))
 
 
 def keep(path: str | Path, content: str) -> Path | None:
@@ -42,8 +106,9 @@ def keep(path: str | Path, content: str) -> Path | None:
         return path
     except OSError as error:
         problem = f"cannot write {path} ({error.strerror or error})"
-    elsewhere = Path(tempfile.gettempdir()) / f"mamllit-{os.getpid()}" / path.name
+    elsewhere = Path(tempfile.gettempdir())
     try:
+        elsewhere = _private_folder(str(elsewhere)) / path.name
         write(elsewhere, content)
     except OSError as error:
         print(f"{path.name}:\n{content}", flush=True)
@@ -55,15 +120,11 @@ def keep(path: str | Path, content: str) -> Path | None:
 
 def refusal(folder: Path) -> str | None:
     """Why `folder` cannot be written, having tried; None where it can."""
-    probe = folder / f".probe-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(bytes(4096))
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(4096))
     except OSError as error:
-        probe_left = probe.parent.is_dir()
-        if probe_left:
-            probe.unlink(missing_ok=True)
         return error.strerror or str(error)
     return None
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from mamllit.runs import durable
+
 CHUNK = 2**18  # bytes
 
 
@@ -63,7 +65,7 @@ def fetch(url: str, path: str | Path, md5: str | None, *, timeout: float = 30.0,
             f"away. Try again; if it happens twice, the file at that address has changed. {by_hand}"
         )
     if md5 is None:
-        _record(path).write_text(f"{found}  {path.name}\n", encoding="utf-8")  # as md5sum writes it
+        durable.write(_record(path), f"{found}  {path.name}\n")  # as md5sum writes it
     os.replace(part, path)
     return path
 
@@ -106,7 +108,10 @@ def _announced(headers: Message) -> str | None:
 
 def _download(url: str, part: Path, timeout: float, progress: bool, by_hand: str) -> tuple[bool, str | None]:
     """Fill `part` from `url`; whether bytes that were there before are still in it, and the MD5 that the server sent."""
-    have = part.stat().st_size if part.exists() else 0
+    have = 0
+    if part.is_symlink() or part.exists():
+        with durable.open_own(part, "ab") as file:
+            have = file.tell()
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         response = urllib.request.urlopen(request, timeout=timeout)
@@ -135,7 +140,7 @@ def _download(url: str, part: Path, timeout: float, progress: bool, by_hand: str
         total = start + int(length) if length else None
         received = start
         with (
-            part.open("ab" if resumed else "wb") as file,
+            durable.open_own(part, "ab" if resumed else "wb") as file,
             tqdm(
                 total=total,
                 initial=start,

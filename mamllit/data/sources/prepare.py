@@ -29,6 +29,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from mamllit.data.pool import ClassPool
 from mamllit.data.sources.cache import CacheWriter, load_cache
 from mamllit.data.sources.source import Source, report
+from mamllit.runs import durable
 
 CHUNK = 64  # images that a thread decodes and writes at once
 IN_MEMORY = 2**29  # bytes of images that a process may keep where no cache can be written
@@ -116,7 +117,7 @@ class _Memory:
 def _one_at_a_time(folder: Path) -> Iterator[bool]:
     """Holds the lock of this cache; True if another process had it. What a killed process left half-written is removed."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+    with durable.open_own(folder.with_name(f"{folder.name}.lock"), "a", shared=True) as lock:
         waited = False
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

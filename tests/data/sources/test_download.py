@@ -232,3 +232,20 @@ def test_a_partial_file_is_continued_without_a_known_checksum(server: Server, tm
     (tmp_path / "data.bin.part").write_bytes(DATA[:1000])
     fetch(server.url, tmp_path / "data.bin", None)
     assert (tmp_path / "data.bin").read_bytes() == DATA
+
+
+def test_a_link_in_the_place_of_the_partial_file_is_not_followed(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "data.bin.part").symlink_to(tmp_path / "victim")
+    with pytest.raises(PermissionError, match=r"data\.bin\.part is a link to .*, which is not followed: remove it"):
+        fetch(server.url, tmp_path / "data.bin", MD5)
+    assert (tmp_path / "victim").read_text() == "mine"
+    assert server.asked == []
+
+
+def test_the_recorded_checksum_replaces_a_link(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "data.bin.md5").symlink_to(tmp_path / "victim")
+    fetch(server.url, tmp_path / "data.bin", None)
+    assert (tmp_path / "victim").read_text() == "mine"
+    check_recorded(tmp_path / "data.bin")

@@ -298,3 +298,15 @@ def test_a_cache_that_others_keep_replacing_is_not_waited_for(tmp_path: Path, mo
     monkeypatch.setattr(prepare, "load_cache", lambda *_: None)
     with pytest.warns(UserWarning, match="another process has replaced it"):
         assert is_right(load(draw(tmp_path)), tmp_path)
+
+
+def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:
+    draw(tmp_path / "root")
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "root" / ".cache").mkdir()
+    (tmp_path / "root" / ".cache" / "pictures.lock").symlink_to(tmp_path / "victim")
+    with pytest.warns(
+        UserWarning, match=r"pictures\.lock is a link to .*/victim, which is not followed: remove it\); the images"
+    ):
+        load(tmp_path / "root")
+    assert (tmp_path / "victim").read_text() == "mine"
