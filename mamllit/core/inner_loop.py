@@ -47,6 +47,20 @@ def select_adapted(names: Collection[str], frozen: Collection[str] = ()) -> list
     return adapted
 
 
+def adapted_parameters(module: nn.Module, frozen: Collection[str] = ()) -> list[str]:
+    """Names of the parameters that an inner loop changes: frozen neither by a pattern nor by `requires_grad_(False)`.
+
+    Raises `ValueError` if nothing is left to adapt.
+    """
+    trained = [name for name, value in module.named_parameters() if value.requires_grad]
+    if not trained:
+        raise ValueError(
+            f"no parameter is left to adapt: {type(module).__name__} has none that requires a gradient. Freeze fewer layers "
+            "(`requires_grad_(False)`) before you give the network to a method."
+        )
+    return select_adapted(trained, frozen)
+
+
 def gradient_step(
     loss: Callable[[Params], Tensor], params: Params, adapted: Collection[str], step_size: StepSize, first_order: bool
 ) -> Params:

@@ -62,6 +62,7 @@ def readings(method: Method, episodes: Episode, steps: int, batch_norms: Sequenc
             for batch_norm in batch_norms
         }
 
+    method.heed_frozen()
     with torch.inference_mode(False), torch.no_grad(), fast_products(episodes.support.x):
         episodes, size = ordinary(episodes), chunk_size("auto", episodes, CHUNK)
         run = vmap(one, randomness="different") if method.vectorised and size > 1 else each(one)

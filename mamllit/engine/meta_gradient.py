@@ -95,6 +95,7 @@ class MetaGradient:
                 "(it is no InnerLoopMethod, or has a meta_loss of its own); use memory: keep"
             )
         self._ways: dict[bool, Whole | Staged] = {}
+        method.heed_frozen()
 
     def __call__(self, episodes: Episode) -> MetaStep:
         with fast_products(episodes.support.x):

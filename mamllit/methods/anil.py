@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mamllit.core.episode import Episode, Examples
-from mamllit.core.inner_loop import Params, gradient_step
+from mamllit.core.inner_loop import Params, adapted_parameters, gradient_step
 from mamllit.methods.base import Method
 from mamllit.methods.checks import check_inner_loop, task_loss
 from mamllit.objectives import Objective, Reduction
@@ -52,6 +52,7 @@ class ANIL(Method):
         self.backbone, self.objective = backbone, objective
         self.inner_lr, self.inner_steps = inner_lr, inner_steps
         self.reduction, self.first_order = reduction, first_order
+        self.adapted = adapted_parameters(backbone.head)
 
     def trajectory(self, support: Examples, steps: int) -> list[Params]:
         if steps < 0:
@@ -61,7 +62,8 @@ class ANIL(Method):
         def support_loss(params: Params) -> Tensor:
             return task_loss(self.objective, self._head(params, features), support, support, self.reduction)
 
-        states: list[Params] = [dict(self.backbone.head.named_parameters())]  # type: ignore[union-attr, operator]
+        own = dict(self.inner_module.named_parameters())
+        states: list[Params] = [{name: own[name] for name in self.adapted}]
         for _ in range(steps):
             states.append(gradient_step(support_loss, states[-1], states[-1], self.inner_lr, self.first_order))
         return states
@@ -77,10 +79,14 @@ class ANIL(Method):
         logs = {self.objective.metric_name: self.objective.metric(output.detach(), episode.query.y)}
         return task_loss(self.objective, output, episode.query, episode.support, self.reduction), logs
 
+    @property
+    def inner_module(self) -> nn.Module:
+        head = self.backbone.head
+        assert isinstance(head, nn.Module)
+        return head
+
     def _features(self, x: Tensor) -> Tensor:
         return self.backbone.features(x)  # type: ignore[operator]
 
     def _head(self, params: Params, features: Tensor) -> Tensor:
-        head = self.backbone.head
-        assert isinstance(head, nn.Module)
-        return functional_call(head, params, (features,))
+        return functional_call(self.inner_module, params, (features,))

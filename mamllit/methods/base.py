@@ -52,6 +52,25 @@ class Method(nn.Module, ABC):
         """Told before each meta-update how many were made before, for a method whose objective changes with them."""
 
     @property
+    def inner_module(self) -> nn.Module | None:
+        """The module whose parameters `adapted` names, for a method with an inner loop over them."""
+        return getattr(self, "backbone", None)
+
+    def heed_frozen(self) -> None:
+        """Take layers that were frozen (`requires_grad_(False)`) after the method was made out of its inner loop.
+
+        Called before a meta-training and before an evaluation. Where everything is frozen, as for a model that is only to be
+        used, the inner loop stays as it was.
+        """
+        module, adapted = self.inner_module, vars(self).get("adapted")
+        if module is None or adapted is None:
+            return
+        values = dict(module.named_parameters())
+        left = [name for name in adapted if values[name].requires_grad]
+        if left and len(left) < len(adapted):
+            self.adapted = left
+
+    @property
     def transductive(self) -> bool:
         """Whether a prediction depends on the other examples of the query batch (batch norm on batch statistics)."""
         return any(isinstance(module, BatchStatNorm) for module in self.modules())

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from mamllit.core.episode import Episode, Examples
-from mamllit.core.inner_loop import Params, select_adapted
+from mamllit.core.inner_loop import Params, adapted_parameters, select_adapted
 from mamllit.methods.base import InnerLoopMethod
 from mamllit.methods.checks import check_inner_loop, task_loss
 from mamllit.methods.svgd import svgd_step
@@ -74,7 +74,7 @@ class BMAML(InnerLoopMethod):
         self.reduction, self.first_order = reduction, first_order
         self.particles, self.loss, self.leader_steps, self.likelihood = particles, loss, leader_steps, likelihood
         own = dict(backbone.named_parameters())
-        self.adapted = select_adapted(list(own), frozen)
+        self.adapted = adapted_parameters(backbone, frozen)
         self.own = select_adapted(self.adapted, shared)
         copies = range(particles - 1)
         self.others = nn.ParameterList(torch.stack([_shuffled(own[name]) for _ in copies]) for name in self.own if copies)
@@ -84,7 +84,8 @@ class BMAML(InnerLoopMethod):
         first = {name: value for name, value in self.backbone.named_parameters() if name in self.adapted}
         state = {name: value.expand(self.particles, *value.shape) for name, value in first.items()}
         for name, others in zip(self.own, self.others, strict=False):
-            state[name] = torch.cat([first[name][None], others])
+            if name in self.adapted:
+                state[name] = torch.cat([first[name][None], others])
         return state
 
     def step(self, state: Params, support: Examples) -> Params:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 
 from mamllit.core.episode import Episode, Examples
-from mamllit.core.inner_loop import Params, select_adapted
+from mamllit.core.inner_loop import Params, adapted_parameters
 from mamllit.methods.base import InnerLoopMethod
 from mamllit.methods.checks import check_inner_loop, task_loss
 from mamllit.objectives import Objective, Reduction
@@ -64,7 +64,7 @@ class IMAML(InnerLoopMethod):
         self.backbone, self.objective = backbone, objective
         self.inner_lr, self.inner_steps, self.reduction = inner_lr, inner_steps, reduction
         self.proximity, self.cg_steps, self.damping = proximity, cg_steps, damping
-        self.adapted = select_adapted([name for name, _ in backbone.named_parameters()], frozen)
+        self.adapted = adapted_parameters(backbone, frozen)
 
     def start(self) -> Params:
         return {name: value.detach() for name, value in self.backbone.named_parameters() if name in self.adapted}

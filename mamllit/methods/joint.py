@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mamllit.core.episode import Episode, Examples
-from mamllit.core.inner_loop import Params, gradient_step, select_adapted
+from mamllit.core.inner_loop import Params, adapted_parameters, gradient_step
 from mamllit.methods.base import InnerLoopMethod
 from mamllit.methods.checks import check_inner_loop, task_loss
 from mamllit.objectives import Objective, Reduction
@@ -48,7 +48,7 @@ class JointTraining(InnerLoopMethod):
         check_inner_loop(backbone, inner_lr, inner_steps, reduction)
         self.backbone, self.objective = backbone, objective
         self.inner_lr, self.inner_steps, self.reduction = inner_lr, inner_steps, reduction
-        self.adapted = select_adapted([name for name, _ in backbone.named_parameters()], frozen)
+        self.adapted = adapted_parameters(backbone, frozen)
 
     def start(self) -> Params:
         return {name: value for name, value in self.backbone.named_parameters() if name in self.adapted}

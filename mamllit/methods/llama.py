@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from mamllit.core.episode import Episode, Examples
-from mamllit.core.inner_loop import Params, gradient_step, select_adapted
+from mamllit.core.inner_loop import Params, adapted_parameters, gradient_step
 from mamllit.core.noise import episode_key, normal
 from mamllit.methods.base import InnerLoopMethod
 from mamllit.methods.checks import check_inner_loop, task_loss
@@ -71,7 +71,7 @@ class LLAMA(InnerLoopMethod):
         self.inner_lr, self.inner_steps = inner_lr, inner_steps
         self.reduction, self.first_order = reduction, first_order
         self.damping, self.log_det_weight, self.labels, self.models = damping, log_det_weight, labels, models
-        self.adapted = select_adapted([name for name, _ in backbone.named_parameters()], frozen)
+        self.adapted = adapted_parameters(backbone, frozen)
         self.layers = [layer for layer in weight_layers(backbone) if names_in(layer)[0] in self.adapted]
         check_layers(backbone, self.layers)
 
@@ -119,7 +119,8 @@ class LLAMA(InnerLoopMethod):
             return (found * normal(episode_key(support), 0, (*found.shape[:2], 1), found)).sum(0, keepdim=True)
 
         point = {name: state[name] for name in self.adapted}
-        return fisher(self.backbone, self.layers, point, x, roots)
+        layers = [layer for layer in self.layers if names_in(layer)[0] in self.adapted]
+        return fisher(self.backbone, layers, point, x, roots)
 
     def sampled(self, state: Params, support: Examples) -> Params:
         """`models` samples of N(state, H^-1), H of the support examples: "sampled.<parameter>" [P, ...]."""

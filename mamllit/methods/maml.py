@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mamllit.core.episode import Episode, Examples
-from mamllit.core.inner_loop import Params, gradient_step, select_adapted
+from mamllit.core.inner_loop import Params, adapted_parameters, gradient_step
 from mamllit.methods.base import InnerLoopMethod
 from mamllit.methods.checks import check_inner_loop, task_loss
 from mamllit.objectives import Objective, Reduction
@@ -60,7 +60,7 @@ class MAML(InnerLoopMethod):
         self.backbone, self.objective = backbone, objective
         self.inner_lr, self.inner_steps = inner_lr, inner_steps
         self.reduction, self.first_order = reduction, first_order
-        self.adapted = select_adapted([name for name, _ in backbone.named_parameters()], frozen)
+        self.adapted = adapted_parameters(backbone, frozen)
         self.zeroed = self._zeroed(head)
 
     def _zeroed(self, head: HeadStart) -> frozenset[str]:

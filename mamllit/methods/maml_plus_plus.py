@@ -23,7 +23,7 @@ from torch.func import functional_call
 
 from mamllit.backbones import BatchStatNorm
 from mamllit.core.episode import Episode, Examples
-from mamllit.core.inner_loop import Params, gradient_step, select_adapted
+from mamllit.core.inner_loop import Params, adapted_parameters, gradient_step
 from mamllit.methods.base import InnerLoopMethod
 from mamllit.methods.checks import check_inner_loop, task_loss
 from mamllit.objectives import Objective, Reduction
@@ -80,7 +80,8 @@ class MAMLPlusPlus(InnerLoopMethod):
         if per_step_norm and not self.norm_names:
             raise ValueError(f"per_step_norm is true, but {type(backbone).__name__} has no BatchStatNorm; use false")
         parameters = dict(backbone.named_parameters())
-        self.adapted = select_adapted([name for name in parameters if name not in self.norm_names], frozen)
+        self.adapted = adapted_parameters(backbone, (*frozen, *self.norm_names))
+        self.rated = list(self.adapted)  # the names of `rates`; a layer frozen later keeps its own, unused
         rates = [torch.full((inner_steps,), inner_lr, device=parameters[name].device) for name in self.adapted]
         self.rates = nn.ParameterList(rates) if learned_rates else None
         self.norms = nn.ParameterList(parameters[name].detach().expand(inner_steps, -1).clone() for name in self.norm_names)
@@ -107,7 +108,7 @@ class MAMLPlusPlus(InnerLoopMethod):
 
         rates: float | Params = self.inner_lr
         if self.rates is not None:
-            pairs = zip(self.adapted, self.rates, strict=True)
+            pairs = zip(self.rated, self.rates, strict=True)
             rates = {name: self._of_step(rate, state[DONE]) for name, rate in pairs}
         params = {name: state[name] for name in self.adapted}
         return {**gradient_step(support_loss, params, self.adapted, rates, self.first_order), DONE: state[DONE] + 1}

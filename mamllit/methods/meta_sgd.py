@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mamllit.core.episode import Episode, Examples
-from mamllit.core.inner_loop import Params, gradient_step, select_adapted
+from mamllit.core.inner_loop import Params, adapted_parameters, gradient_step
 from mamllit.methods.base import InnerLoopMethod
 from mamllit.methods.checks import check_inner_loop, task_loss
 from mamllit.objectives import Objective, Reduction
@@ -53,12 +53,13 @@ class MetaSGD(InnerLoopMethod):
             raise ValueError(f"inner_lr is {tuple(inner_lr)}; the second bound must be >= the first")
         self.backbone, self.objective, self.inner_steps, self.reduction = backbone, objective, inner_steps, reduction
         parameters = dict(backbone.named_parameters())
-        self.adapted = select_adapted(list(parameters), frozen)
+        self.adapted = adapted_parameters(backbone, frozen)
+        self.rated = list(self.adapted)  # the names of `rates`; a layer frozen later keeps its own, unused
         self.rates = nn.ParameterList(torch.empty_like(parameters[name]).uniform_(low, high) for name in self.adapted)
 
     def learned_rates(self) -> Params:
         """The step sizes by the name of the parameter that they move, each of its shape; without gradient."""
-        return {name: rate.detach() for name, rate in zip(self.adapted, self.rates, strict=True)}
+        return {name: rate.detach() for name, rate in zip(self.rated, self.rates, strict=True)}
 
     def start(self) -> Params:
         return {name: value for name, value in self.backbone.named_parameters() if name in self.adapted}
@@ -67,7 +68,7 @@ class MetaSGD(InnerLoopMethod):
         def support_loss(params: Params) -> Tensor:
             return self._loss(self.predict(params, support.x), support, support)
 
-        rates = dict(zip(self.adapted, self.rates, strict=True))
+        rates = dict(zip(self.rated, self.rates, strict=True))
         return gradient_step(support_loss, state, self.adapted, rates, first_order=False)
 
     def predict(self, state: Params, x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mamllit.core.episode import Episode, Examples
-from mamllit.core.inner_loop import Params, gradient_step, select_adapted
+from mamllit.core.inner_loop import Params, adapted_parameters, gradient_step
 from mamllit.core.noise import episode_key, logistic
 from mamllit.methods.base import InnerLoopMethod
 from mamllit.methods.checks import check_inner_loop, task_loss
@@ -61,8 +61,10 @@ class MTNet(InnerLoopMethod):
         self.inner_lr, self.inner_steps = inner_lr, inner_steps
         self.reduction, self.first_order = reduction, first_order
         self.masked, self.temperature = masked, temperature
-        self.adapted = select_adapted([name for name, _ in backbone.named_parameters()], frozen)
-        self.layers = weight_layers(backbone)
+        self.adapted = adapted_parameters(backbone, frozen)
+        # a layer that is frozen altogether is not warped either: it stays what it is
+        weights = weight_layers(backbone)
+        self.layers = [layer for layer in weights if backbone.get_parameter(names_in(layer)[0]).requires_grad]
         sizes = [backbone.get_parameter(names_in(layer)[0]).shape[0] for layer in self.layers]
         self.warps = nn.ParameterList(torch.eye(size) for size in sizes)
         start = torch.logit(torch.tensor(probability))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 
 from mamllit.core.episode import Episode, Examples
-from mamllit.core.inner_loop import Params, gradient_step
+from mamllit.core.inner_loop import Params, adapted_parameters, gradient_step
 from mamllit.core.noise import episode_key, uniform
 from mamllit.methods.base import InnerLoopMethod
 from mamllit.methods.checks import check_inner_loop, task_loss
@@ -79,13 +79,13 @@ class MultiTask(InnerLoopMethod):
         self.train_lr, self.train_steps = train_lr, train_steps
         self.penalty, self.penalty_weight = penalty, penalty_weight
         parameters = dict(backbone.named_parameters())
-        self.names = list(parameters)
+        self.adapted = adapted_parameters(backbone)
         # how far from zero a parameter may begin, by its layer's number of inputs
         self.bounds = {
             name: 1 / math.sqrt(parameters[names_in(layer)[0]][0].numel())
             for layer in weight_layers(backbone)
             for name in names_in(layer)
-            if name in parameters
+            if name in self.adapted
         }
         self.register_buffer("updates", torch.zeros(()))  # meta-updates before this one
 
@@ -102,7 +102,7 @@ class MultiTask(InnerLoopMethod):
             output = self.predict(params, support.x)
             return task_loss(self.objective, output, support, support, self.reduction)
 
-        return gradient_step(support_loss, state, self.names, self.inner_lr, first_order=True)
+        return gradient_step(support_loss, state, self.adapted, self.inner_lr, first_order=True)
 
     def predict(self, state: Params, x: Tensor) -> Tensor:
         return functional_call(self.backbone, state, (x,))
@@ -112,23 +112,27 @@ class MultiTask(InnerLoopMethod):
     def begun(self, examples: Examples) -> Params:
         """The random parameters that a task's network begins with, the same ones for the same examples."""
         key, own = episode_key(examples), {name: value.detach() for name, value in self.backbone.named_parameters()}
-        drawn = {name: uniform(key, i, own[name].shape, own[name]) for i, name in enumerate(self.bounds)}
+        drawn = {
+            name: uniform(key, i, own[name].shape, own[name]) for i, name in enumerate(self.bounds) if name in self.adapted
+        }
         return own | {name: ((2 * u - 1) * self.bounds[name]).to(own[name].dtype) for name, u in drawn.items()}
 
     def trained(self, examples: Examples) -> Params:
         """A task's network after all its steps."""
         mean = {name: value.detach() for name, value in self.backbone.named_parameters()}
         anything = (self.updates > 0).to(next(iter(mean.values())).dtype)  # before the first update there is no mean
+        begun = self.begun(examples)
+        frozen = {name: value for name, value in begun.items() if name not in self.adapted}
 
         def loss(params: Params) -> Tensor:
-            value = self.objective.loss(self.predict(params, examples.x), examples.y)
+            value = self.objective.loss(self.predict({**frozen, **params}, examples.x), examples.y)
             if self.penalty == "none":
                 return value
             centre, weight = (0.0, 1.0) if self.penalty == "l2" else (mean, anything)
-            away = [params[name] - (centre[name] if isinstance(centre, dict) else centre) for name in self.names]
+            away = [params[name] - (centre[name] if isinstance(centre, dict) else centre) for name in self.adapted]
             return value + self.penalty_weight * weight * torch.stack([part.square().sum() for part in away]).sum()
 
-        params = self.begun(examples)
+        params = {name: begun[name] for name in self.adapted}
         first, second = ({name: torch.zeros_like(value) for name, value in params.items()} for _ in range(2))
         for number in range(1, self.train_steps + 1):
             for name, gradient in grad(loss)(params).items():
@@ -136,7 +140,7 @@ class MultiTask(InnerLoopMethod):
                 second[name] = BETA2 * second[name] + (1 - BETA2) * gradient.square()
                 scale = (second[name] / (1 - BETA2**number)).sqrt() + EPS
                 params[name] = params[name] - self.train_lr / (1 - BETA1**number) * first[name] / scale
-        return params
+        return {**frozen, **params}
 
     def meta_loss(self, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
         everything = Examples(*(torch.cat(pair) for pair in zip(*episode, strict=True)))

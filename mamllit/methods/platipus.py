@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from mamllit.core.episode import Episode, Examples
-from mamllit.core.inner_loop import Params, gradient_step, select_adapted
+from mamllit.core.inner_loop import Params, adapted_parameters, gradient_step
 from mamllit.core.noise import episode_key, normal
 from mamllit.methods.base import Method
 from mamllit.methods.checks import check_inner_loop, task_loss
@@ -78,7 +78,8 @@ class PLATIPUS(Method):
         self.reduction, self.first_order = reduction, first_order
         self.train_models, self.test_models = train_models, test_models
         own = dict(backbone.named_parameters())
-        self.adapted = select_adapted(list(own), frozen)
+        self.adapted = adapted_parameters(backbone, frozen)
+        self.spread_out = list(self.adapted)  # the names of `log_sigma`, `log_q` and the gammas
         self.log_sigma = nn.ParameterList(torch.full_like(own[name], log_std) for name in self.adapted)
         self.log_q = nn.ParameterList(torch.full_like(own[name], log_std) for name in self.adapted)
         self.gamma_p = nn.Parameter(torch.full((len(self.adapted),), gamma))
@@ -118,8 +119,10 @@ class PLATIPUS(Method):
         sampled = self._sampled(posterior, self.log_q, support, 1, self.train_models)
         outputs = self.predictions(self._adapted(sampled, support, self.inner_steps)[-1], query.x)
         loss = vmap(lambda output: task_loss(self.objective, output, query, support, self.reduction))(outputs).mean()
-        stds = zip(self.adapted, self.log_q, self.log_sigma, strict=True)
-        kl = torch.stack([gaussian_kl(posterior[name] - prior[name], q, p) for name, q, p in stds]).sum()
+        stds = zip(self.spread_out, self.log_q, self.log_sigma, strict=True)
+        kl = torch.stack(
+            [gaussian_kl(posterior[name] - prior[name], q, p) for name, q, p in stds if name in self.adapted]
+        ).sum()
         average = self.objective.average(outputs.detach())
         numbers = sum(value.numel() for value in self.log_q)
         logs = {
@@ -136,7 +139,7 @@ class PLATIPUS(Method):
 
     def _moved(self, gamma: Tensor, examples: Examples, support: Examples) -> Params:
         """mu after one step of size `gamma` on the loss of `examples`."""
-        rates = dict(zip(self.adapted, gamma, strict=True))
+        rates = dict(zip(self.spread_out, gamma, strict=True))
         return gradient_step(lambda p: self._loss(p, examples, support), self.mean(), self.adapted, rates, self.first_order)
 
     def _sampled(self, mean: Params, log_std: nn.ParameterList, support: Examples, kind: int, models: int) -> Params:
@@ -144,7 +147,8 @@ class PLATIPUS(Method):
         key = episode_key(support)
         return {
             name: mean[name] + scale.exp() * normal(key, 2 * i + kind, (models, *scale.shape), scale)
-            for i, (name, scale) in enumerate(zip(self.adapted, log_std, strict=True))
+            for i, (name, scale) in enumerate(zip(self.spread_out, log_std, strict=True))
+            if name in self.adapted
         }
 
     def _adapted(self, models: Params, support: Examples, steps: int) -> list[Params]:

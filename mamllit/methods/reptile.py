@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 
 from mamllit.core.episode import Episode, Examples
-from mamllit.core.inner_loop import Params, select_adapted
+from mamllit.core.inner_loop import Params, adapted_parameters
 from mamllit.core.noise import episode_key, uniform
 from mamllit.methods.base import InnerLoopMethod
 from mamllit.methods.checks import check_inner_loop
@@ -65,7 +65,7 @@ class Reptile(InnerLoopMethod):
         self.backbone, self.objective = backbone, objective
         self.inner_lr, self.inner_steps, self.inner_batch = inner_lr, inner_steps, inner_batch
         self.inner_optimizer = inner_optimizer
-        self.adapted = select_adapted([name for name, _ in backbone.named_parameters()], frozen)
+        self.adapted = adapted_parameters(backbone, frozen)
 
     def start(self) -> Params:
         own = {name: value.detach() for name, value in self.backbone.named_parameters() if name in self.adapted}

@@ -10,7 +10,7 @@ from torch.func import functional_call, grad
 
 from mamllit.backbones import MLP, BatchStatNorm
 from mamllit.core.episode import Episode, Examples
-from mamllit.core.inner_loop import Params, check_no_running_buffers, gradient_step, select_adapted
+from mamllit.core.inner_loop import Params, adapted_parameters, check_no_running_buffers, gradient_step, select_adapted
 from mamllit.objectives import Classification, Regression, reduced_loss
 
 Loss = Callable[[Params], Tensor]
@@ -213,6 +213,14 @@ def test_select_adapted_leaves_out_the_frozen_patterns() -> None:
 def test_freezing_everything_is_refused() -> None:
     with pytest.raises(ValueError, match=r"no parameter is left to adapt: .* \['\*'\] cover all of \['a', 'b'\]"):
         select_adapted(["b", "a"], ["*"])
+
+
+def test_a_network_without_a_trainable_parameter_is_refused() -> None:
+    net = nn.Linear(2, 2).requires_grad_(False)
+    with pytest.raises(ValueError, match=r"no parameter is left to adapt: Linear has none that requires a gradient\. Freeze"):
+        adapted_parameters(net)
+    net.bias.requires_grad_(True)
+    assert adapted_parameters(net) == ["bias"]
 
 
 def test_running_buffers_are_refused_by_name() -> None:

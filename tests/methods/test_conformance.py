@@ -5,6 +5,7 @@ import inspect
 import pickle
 import pkgutil
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -147,3 +148,41 @@ def test_evaluate_gives_a_value_per_episode_and_number_of_steps(method: Method, 
     values = evaluate(method, episodes, 2)
     assert values.shape in ((5, 1), (5, 3))
     assert ((values >= 0) & (values <= 1)).all()
+
+
+@pytest.mark.parametrize("frozen", ["before", "after"])
+def test_a_frozen_layer_stays_in_the_inner_loop(
+    frozen: str, method: Method, episodes: Episode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`requires_grad_(False)` on the second layer, before the method is made or after; the network still learns the task."""
+
+    def network(*args: Any, **settings: Any) -> MLP:
+        net = MLP(*args, **settings)
+        net.layers[1].requires_grad_(False)
+        return net
+
+    if frozen == "before":
+        monkeypatch.setitem(globals(), "MLP", network)
+        method = ENTRIES[type(method)]().double()
+    else:
+        method.backbone.layers[1].requires_grad_(False)  # type: ignore[union-attr, operator, index]
+    step = MetaGradient(method)(episodes)
+    assert not any("backbone.layers.1." in name for name in step.gradient)
+    torch.testing.assert_close(MetaGradient(method, "loop")(episodes)._asdict(), step._asdict(), rtol=1e-9, atol=1e-9)
+
+    episode, own = first(episodes), dict(method.backbone.named_parameters())  # type: ignore[union-attr, operator]
+    begun, *_, adapted = method.trajectory(episode.support, 2)
+    for name in ("layers.1.weight", "layers.1.bias"):
+        for state in (begun, adapted):
+            assert torch.equal(state.get(name, own[name]).broadcast_to(own[name].shape), own[name])
+    assert any(not torch.equal(value, begun[name]) for name, value in adapted.items() if name != "done")
+    if isinstance(method, MultiTask):
+        trained = method.trained(episode.support)
+        assert torch.equal(trained["layers.1.weight"], own["layers.1.weight"])
+        assert not torch.equal(trained["layers.0.weight"], own["layers.0.weight"])
+
+
+def test_a_wholly_frozen_model_still_adapts(method: Method, episodes: Episode) -> None:
+    """`requires_grad_(False)` on everything is how a finished model is put to use: its inner loop stays as it was."""
+    expected = evaluate(method, episodes, 2)
+    torch.testing.assert_close(evaluate(method.requires_grad_(False), episodes, 2), expected, rtol=0, atol=0)
