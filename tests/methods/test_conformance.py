@@ -156,8 +156,10 @@ def test_a_frozen_layer_stays_in_the_inner_loop(
 ) -> None:
     """`requires_grad_(False)` on the second layer, before the method is made or after; the network still learns the task."""
 
+    plain = MLP
+
     def network(*args: Any, **settings: Any) -> MLP:
-        net = MLP(*args, **settings)
+        net = plain(*args, **settings)
         net.layers[1].requires_grad_(False)
         return net
 
