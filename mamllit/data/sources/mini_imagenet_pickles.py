@@ -17,7 +17,7 @@ from PIL import Image
 from mamllit.data.sampler import SPLITS
 from mamllit.data.sources.download import check_recorded, fetch
 from mamllit.data.sources.pixels import to_pixels
-from mamllit.data.sources.source import Classes, Item, Source, fingerprint, stamped
+from mamllit.data.sources.source import Classes, Item, Source, fingerprint, some, stamped
 from mamllit.data.sources.unpickle import read_pickle
 
 BASE_URL = "https://zenodo.org/record/7978538/files"
@@ -74,6 +74,8 @@ def _in_pickle(path: Path, split: str, size: int) -> Classes:
         raise ValueError(f"{path}: image_data is {_kind(images)}; expected uint8 [images, {SIDE}, {SIDE}, 3]")
     if not isinstance(classes, dict):
         raise ValueError(f"{path}: class_dict is {_kind(classes)}; expected a dict")
+    if odd := [str(label)[:30] for label, listed in classes.items() if not _is_flat(listed)]:
+        raise ValueError(f"{path}: class_dict has no list of positions for {some(odd, 3)}")
     positions = {str(label): np.asarray(listed) for label, listed in sorted(classes.items(), key=lambda pair: str(pair[0]))}
     flat = np.concatenate([np.ravel(listed) for listed in positions.values()]) if positions else np.zeros(0, np.int64)
     if flat.dtype.kind not in "iu" or sorted(flat.tolist()) != list(range(len(images))):
@@ -94,7 +96,14 @@ def _pixels(images: NDArray[np.uint8], i: int, size: int) -> NDArray[np.uint8]:
     return to_pixels(np.asarray(Image.fromarray(images[i]).resize((size, size), Image.Resampling.LANCZOS)))
 
 
+def _is_flat(listed: Any) -> bool:
+    """Whether these are numbers in a row; a forged list of lists could be endless."""
+    if isinstance(listed, np.ndarray):
+        return True
+    return isinstance(listed, list | tuple) and all(isinstance(position, int | np.integer) for position in listed)
+
+
 def _kind(value: Any) -> str:
     if isinstance(value, np.ndarray):
         return f"{value.dtype} {list(value.shape)}"
-    return f"a dict of {', '.join(map(str, value))}" if isinstance(value, dict) else f"a {type(value).__name__}"
+    return f"a dict of {some([str(name)[:30] for name in value])}" if isinstance(value, dict) else f"a {type(value).__name__}"

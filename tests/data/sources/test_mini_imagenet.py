@@ -233,6 +233,11 @@ PICKLES = [
     ),
     ({"image_data": [1]}, "image_data is a list; expected"),
     ({"class_dict": [1]}, "class_dict is a list; expected a dict"),
+    ({"class_dict": {"n02": [[[0, 1]]], "n07": [2]}}, "class_dict has no list of positions for n02"),
+    (
+        {"image_data": None, **{f"{i}" * 99: 0 for i in range(10, 30)}},
+        r"holds a dict of class_dict, (1\d){15}, .* and 11 more;",
+    ),
     ({"class_dict": {"n02": [0, 1], "n07": [1, 2]}}, "class_dict does not name each of the 8 images once"),
     ({"class_dict": {"n02": list(range(8))}}, "has 8 images in 1 classes, expected 2 classes of 4"),
 ]

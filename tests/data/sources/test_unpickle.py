@@ -2,7 +2,9 @@
 
 import os
 import pickle
+import re
 import subprocess
+import tracemalloc
 from collections import OrderedDict, deque
 from pathlib import Path
 from typing import Any
@@ -134,7 +136,7 @@ def test_more_than_memory_holds_is_said_so(tmp_path: Path, monkeypatch: pytest.M
     def too_much(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("mamllit.data.sources.unpickle._ArraysOnly.find_class", too_much)
+    monkeypatch.setattr("mamllit.data.sources.unpickle._Machine.run", too_much)
     with pytest.raises(ValueError, match="holds more than fits into memory, or is damaged"):
         read_pickle(written(tmp_path / "x.pkl", ARRAY))
 
@@ -142,3 +144,109 @@ def test_more_than_memory_holds_is_said_so(tmp_path: Path, monkeypatch: pytest.M
 def test_a_file_that_is_not_there_is_an_os_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         read_pickle(tmp_path / "x.pkl")
+
+
+# ---- forged: numpy's functions with arguments that end the process, shapes and texts that do not end ------------------
+
+
+DTYPE = b"cnumpy\ndtype\n(X\x02\x00\x00\x00u1K\x00K\x01tR"
+STATE = b"(K\x03X\x01\x00\x00\x00|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+RECONSTRUCT = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85C\x01btR"
+
+
+def array_of(shape: bytes, dtype: bytes = DTYPE + STATE, data: bytes = b"C\x02ab") -> bytes:
+    """The steps that make an array of a shape: `shape` and `data` are steps too."""
+    return RECONSTRUCT + b"(K\x01" + shape + dtype + b"\x89" + data + b"tb"
+
+
+def integer(value: int) -> bytes:
+    return b"\x8a\x10" + value.to_bytes(16, "little", signed=True)
+
+
+# 2**199 numbers, if spelt out
+NESTED = b"(K\x01\x85q\x01" + b"".join(b"h%c" % i * 2 + b"\x86q%c" % (i + 1) for i in range(1, 200)) + b"t"
+OBJECTS = DTYPE.replace(b"\x02\x00\x00\x00u1", b"\x02\x00\x00\x00O8")
+FORGED = {
+    "objects by numpy.ndarray": (
+        b"cnumpy\nndarray\nK\x04\x85X\x01\x00\x00\x00O\x86R",
+        "makes an array by numpy.ndarray, which an archive of images has no need of",
+    ),
+    "objects by _reconstruct": (
+        array_of(b"K\x01\x85", OBJECTS + STATE, b"]K\x01a"),
+        "holds an array of 'O8'; only numbers are read",
+    ),
+    "a structure": (DTYPE.replace(b"\x02\x00\x00\x00u1", b"\x04\x00\x00\x00O,u1"), "holds an array of 'O,u1'; only numbers"),
+    "a type given a structure": (
+        DTYPE + STATE.replace(b"NNN", b"NX\x01\x00\x00\x00a\x85N"),
+        "changes the data type u1 into another, which no array of numbers does",
+    ),
+    "a type given another size": (
+        DTYPE + STATE.replace(b"|NNNJ\xff\xff\xff\xff", b"|NNNJ\x00\xff\xff\x0f"),
+        "changes the data type u1 into another",
+    ),
+    "a type with objects inside": (DTYPE + STATE.replace(b"K\x00tb", b"K\x3ftb"), "changes the data type u1 into another"),
+    "a giant shape": (
+        array_of(integer(2**36) + b"\x85"),
+        "holds an array of the shape [68719476736] of uint8, for which 2 bytes are there",
+    ),
+    "a shape beyond any": (array_of(integer(2**90) + b"\x85"), "it may have 8 dimensions, each from 0 to 2**40"),
+    "a negative shape": (array_of(b"J\xff\xff\xff\xff\x85"), "holds an array of the shape (-1,); it may have"),
+    "a hundred dimensions": (array_of(b"(" + b"K\x01" * 100 + b"t"), "it may have 8 dimensions"),
+    "an endless shape": (array_of(NESTED), "the shape of an array is not made of whole numbers"),
+    "a giant buffer": (
+        b"cnumpy.core.numeric\n_frombuffer\n(C\x02ab" + DTYPE + STATE + integer(2**36) + b"\x85X\x01\x00\x00\x00CtR",
+        "holds an array of the shape [68719476736] of uint8, for which 2 bytes are there",
+    ),
+    "an object as a scalar": (
+        b"cnumpy.core.multiarray\nscalar\n" + OBJECTS + STATE + b"C\x08abcdefgh\x86R",
+        "holds an array of 'O8'",
+    ),
+    "an endless name": (b"}" + NESTED + b"K\x01s", "names an entry by a tuple; names are texts or numbers"),
+    "an endless type": (b"cnumpy\ndtype\n(" + NESTED + b"K\x00K\x01tR", "holds an array of 'a tuple'; only numbers"),
+    "a text encoded again and again": (
+        b"X\xe8\x03\x00\x00" + b"a" * 1000 + b"q\x01"
+        + b"c_codecs\nencode\nh\x01X\x06\x00\x00\x00latin1\x86R" * 50,
+        "makes more than the",
+    ),
+    "an object of a class": (b"cnumpy\ndtype\n)\x81", "has a step NEWOBJ, which an archive of images has no need of"),
+    "an object from outside": (b"X\x01\x00\x00\x00aQ", "has a step BINPERSID"),
+    "an extension": (b"\x82\x01", "has a step EXT1"),
+    "a call of a list": (b"])R", "calls what is no function"),
+    "a state for a list": (b"])b", "a step finds a list where it needs a Pending"),
+    "a giant text": (b"\x8d" + (2**40).to_bytes(8, "little") + b"abc", "is not a whole pickle"),
+    "a giant array of bytes": (b"\x96" + (2**40).to_bytes(8, "little") + b"abc", "is not a whole pickle"),
+    "an empty stack": (b"0", "has a step POP"),
+    "too little to work on": (b"a", "a step finds too little to work on"),
+    "no mark": (b"]t", "a step finds no mark"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_a_forged_pickle_is_refused_at_once(name: str, tmp_path: Path) -> None:
+    steps, problem = FORGED[name]
+    (tmp_path / "x.pkl").write_bytes(b"\x80\x05" + steps + b".")
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=re.escape(problem)) as caught:
+            read_pickle(tmp_path / "x.pkl")
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+    assert len(str(caught.value)) < 400
+
+
+def test_a_memory_that_is_numbered_high_takes_no_more_of_it(tmp_path: Path) -> None:
+    """pickle itself would fill 32 GB here."""
+    (tmp_path / "x.pkl").write_bytes(b"\x80\x05K\x07r\xff\xff\xff\x7f0j\xff\xff\xff\x7f.".replace(b"0j", b"\x85j"))
+    assert read_pickle(tmp_path / "x.pkl") == 7
+
+
+def test_a_program_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mamllit.data.sources.unpickle.STEPS", 20)
+    with pytest.raises(ValueError, match="takes more than 20 steps to read, which an archive of images does not need"):
+        read_pickle(written(tmp_path / "x.pkl", list(range(100))))
+
+
+def test_the_plain_form_of_the_forged_ones_is_read(tmp_path: Path) -> None:
+    (tmp_path / "x.pkl").write_bytes(b"\x80\x05" + array_of(b"K\x02\x85") + b".")
+    assert read_pickle(tmp_path / "x.pkl").tolist() == [97, 98]
