@@ -21,9 +21,11 @@ import torch
 from numpy.typing import NDArray
 
 from mamllit.data.pool import ClassPool
+from mamllit.data.sources.bounded import read_bytes
 
 CACHE_FORMAT = 1
 BLOCK = 2**20  # bytes read at once for a checksum
+META = 2**28  # bytes of a cache's description; 100,000 classes take 3 million
 MAX_BLOCKS = 64  # larger files are checked in this many blocks, spread evenly
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what reading a spoilt cache can raise
 
@@ -125,7 +127,7 @@ def load_cache(folder: str | Path, fingerprint: str | None) -> dict[str, ClassPo
 
 def _read(folder: Path, fingerprint: str | None) -> dict[str, ClassPool] | None:
     """`load_cache` that raises where the cache is damaged or absent."""
-    meta: dict[str, Any] = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    meta: dict[str, Any] = json.loads(read_bytes(folder / "meta.json", META))
     if meta["format"] != CACHE_FORMAT or fingerprint not in (None, meta["fingerprint"]):
         return None
     pools = {}
@@ -138,9 +140,9 @@ def _read(folder: Path, fingerprint: str | None) -> dict[str, ClassPool] | None:
                 raise ValueError(f"{key}.npy does not match its checksum")
             file.seek(0)
             np.lib.format.read_magic(file)
-            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-            if list(shape) != entry["shape"]:
-                raise ValueError(f"{key}.npy has shape {list(shape)}, expected {entry['shape']}")
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+            if list(shape) != entry["shape"] or dtype != np.uint8 or fortran:
+                raise ValueError(f"{key}.npy is {dtype} of shape {list(shape)}, expected uint8 of {entry['shape']}")
             array = np.memmap(file, dtype, "c", file.tell(), shape)
         pools[key] = ClassPool(torch.from_numpy(array), np.array(entry["offsets"], np.int64), tuple(entry["names"]))
     return pools

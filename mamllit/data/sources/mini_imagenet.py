@@ -7,6 +7,7 @@ Lanczos' filter, as the MAML authors did.
 """
 
 import csv
+import io
 import os
 import warnings
 from collections import Counter
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from mamllit.data.pool import ClassPool
 from mamllit.data.sampler import SPLITS
+from mamllit.data.sources.bounded import read_text
 from mamllit.data.sources.cache import load_cache
 from mamllit.data.sources.mini_imagenet_pickles import BASE_URL, CLASSES, IMAGES, SIDE, download_pickles, pickle_at, pickle_form
 from mamllit.data.sources.pixels import FORMATS, decode_file
@@ -101,17 +103,31 @@ def _csv_form(root: Path, size: int) -> Source | None:
 
 def _read_csv(path: Path) -> tuple[list[tuple[str, str]], list[str]]:
     """Pairs of file name and label, and what is wrong with the list."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
+    try:
+        reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
         columns = reader.fieldnames or []
         if not {"filename", "label"} <= set(columns):
-            return [], [f"{path.name} has the columns {', '.join(columns) or '(none)'}; it needs filename and label"]
+            names = some([name[:30] for name in columns]) or "(none)"
+            return [], [f"{path.name} has the columns {names}; it needs filename and label"]
         rows = [(row["filename"], row["label"]) for row in reader]
+    except (OSError, ValueError) as error:
+        return [], [f"{path.name} {error}"]
+    except csv.Error as error:  # an entry of more than 128 kB, for one
+        return [], [f"{path.name}, line {reader.line_num + 1}: {error}"]
     problems = [f"{path.name}, line {i + 2}: filename or label is missing" for i, row in enumerate(rows) if not all(row)]
+    outside = [name for name, _ in rows if name and not _inside(name)]
+    problems += [f"{path.name} names files outside of images/: {some([name[:60] for name in outside], 3)}"] if outside else []
     twice = [name for name, count in Counter(name for name, _ in rows).items() if count > 1]
-    problems += [f"{path.name} names images twice, {len(twice)} of them: {some(twice, 3)}"] if twice else []
+    problems += (
+        [f"{path.name} names images twice, {len(twice)} of them: {some([name[:60] for name in twice], 3)}"] if twice else []
+    )
     problems += [] if rows else [f"{path.name} names no images"]
     return ([] if problems else rows), problems
+
+
+def _inside(name: str) -> bool:
+    """Whether a name from a list stays in the folder that it is looked for in."""
+    return not (os.path.isabs(name) or "\0" in name or "\\" in name or ".." in name.split("/"))
 
 
 def _folder_form(root: Path, size: int) -> Source | None:

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mamllit.data.pool import ClassPool
+from mamllit.data.sources.bounded import irregular, read_bytes
 from mamllit.data.sources.cache import load_cache
 from mamllit.data.sources.download import fetch
 from mamllit.data.sources.prepare import load_pools
@@ -42,6 +43,7 @@ SPLITS = ("vinyals", "maml")
 RESIZES = ("nearest", "antialias")
 SIDE = 105  # pixels of a drawing
 DRAWINGS = 20  # per character
+PNG = 2**16  # bytes of a drawing's file, at most; they have some 250
 RESTORE = "Delete what is damaged and set `download: true`, or extract the original zips again."
 
 
@@ -154,14 +156,21 @@ def _png_files(folder: Path) -> list[File]:
 
 def _in_folder(files: Sequence[File]) -> list[Drawing]:
     paths = [Path(file.path) for file in files]
-    return [Drawing("/".join(path.parts[-3:-1]), path.name, path.read_bytes) for path in paths]
+    return [Drawing("/".join(path.parts[-3:-1]), path.name, partial(read_bytes, path, PNG)) for path in paths]
 
 
 def _in_zip(archive: zipfile.ZipFile) -> list[Drawing]:
     """The PNGs at .../Alphabet/characterNN/*.png in a zip, hidden files left out."""
-    split = [(member, member.split("/")) for member in archive.namelist() if member.endswith(".png")]
+    split = [(member, member.filename.split("/")) for member in archive.infolist() if member.filename.endswith(".png")]
     paths = [(member, path) for member, path in split if len(path) >= 3 and not path[-1].startswith(".")]
-    return [Drawing("/".join(path[-3:-1]), path[-1], partial(archive.read, member)) for member, path in paths]
+    return [Drawing("/".join(path[-3:-1]), path[-1], partial(_unpacked, archive, member)) for member, path in paths]
+
+
+def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """A member of a zip; what it says of its size is checked before, and holds: zipfile unpacks no more."""
+    if member.file_size > PNG:
+        raise ValueError(f"unpacks to {member.file_size:,} bytes; a drawing has {PNG:,} at most")
+    return archive.read(member)
 
 
 def _list(
@@ -172,6 +181,8 @@ def _list(
     for source in sources:
         if source not in files:
             try:
+                if problem := irregular(source.stat()):
+                    raise OSError(f"it is {problem}")
                 found += _in_zip(zipfile.ZipFile(source))  # closed when the last of its drawings is let go
             except (zipfile.BadZipFile, OSError) as error:
                 length = source.stat().st_size

@@ -1,20 +1,36 @@
 """One image file to pixels: whatever its mode, size and orientation, a square uint8 array with 1 or 3 channels."""
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
+
+from mamllit.data.sources import bounded
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}  # that are read, by suffix
 MODES = {1: "L", 3: "RGB"}  # by number of channels
+MOST = 2**26  # pixels of an image: decoded, some 1 GB on the way
+LARGE = 2**25  # pixels of an image that is decoded with no other beside it
+TURNS = {  # what undoes each EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_one_large = threading.Lock()
 
 
 def decode_file(path: str | Path, size: int, channels: int, upright: bool) -> NDArray[np.uint8]:
     """`decode_image` of a file."""
-    with open(path, "rb") as file:
-        return decode_image(file.read(), size, channels, upright)
+    return decode_image(bounded.read_bytes(path, bounded.IMAGE), size, channels, upright)
 
 
 def decode_image(data: bytes, size: int, channels: int, upright: bool) -> NDArray[np.uint8]:
@@ -31,14 +47,43 @@ def decode_image(data: bytes, size: int, channels: int, upright: bool) -> NDArra
         upright: turn the image as its EXIF orientation says.
 
     Raises:
-        OSError, ValueError, SyntaxError: what Pillow raises for a file that is damaged or something else.
+        OSError, ValueError, SyntaxError: for an image of more than 2**26 pixels, and what Pillow raises for a file that is damaged
+            or something else.
     """
-    with Image.open(BytesIO(data), formats=tuple({*FORMATS.values()})) as opened:
-        image: Image.Image = ImageOps.exif_transpose(opened) if upright else opened
-        image = plain(image, MODES[channels])
+    with opened(data) as image:
+        image = plain(turned(image) if upright else image, MODES[channels])
         if image.size != (size, size):
             image = image.resize((size, size), Image.Resampling.LANCZOS)
         return to_pixels(np.asarray(image))
+
+
+@contextmanager
+def opened(data: bytes) -> Iterator[Image.Image]:
+    """An image file of one of the `FORMATS`, its size checked, its pixels not yet decoded."""
+    too_large = f"it has more than the {MOST:,} pixels that are decoded; make it smaller: a few hundred on a side are enough"
+    try:
+        image = Image.open(BytesIO(data), formats=tuple({*FORMATS.values()}))
+    except Image.DecompressionBombError as error:  # Pillow's own bound is higher
+        raise ValueError(too_large) from error
+    with image:
+        pixels = image.width * image.height
+        if pixels > MOST:
+            raise ValueError(f"{image.width}x{image.height} pixels: {too_large}")
+        with _one_large if pixels > LARGE else nullcontext():
+            yield image
+
+
+def turned(image: Image.Image) -> Image.Image:
+    """The image as its EXIF orientation says; EXIF that cannot be read says nothing.
+
+    Pillow's `exif_transpose` also writes the EXIF anew, which fails on entries that do not concern the orientation.
+    """
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        turn = None if orientation is None or orientation != int(orientation) else TURNS.get(int(orientation))
+    except Exception:  # damaged EXIF can raise nearly anything; the image itself may be whole
+        return image
+    return image if turn is None else image.transpose(turn)
 
 
 def to_pixels(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -7,10 +7,8 @@ process at a time does it. Where no cache can be written, a small data set is ke
 import fcntl
 import os
 import shutil
-import struct
 import warnings
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,7 +21,6 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
-from PIL import Image
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from mamllit.data.pool import ClassPool
@@ -33,10 +30,6 @@ from mamllit.runs import durable
 
 CHUNK = 64  # images that a thread decodes and writes at once
 IN_MEMORY = 2**29  # bytes of images that a process may keep where no cache can be written
-UNREADABLE = (  # what zipfile, Pillow and the file system raise on spoilt images
-    *(OSError, ValueError, SyntaxError, RuntimeError, EOFError, IndexError, TypeError),
-    *(zipfile.BadZipFile, zlib.error, struct.error, Image.DecompressionBombError),
-)
 
 
 class Sink(Protocol):
@@ -150,7 +143,7 @@ def _decode(source: Source, sink: Sink) -> None:
             for i, item in enumerate(chosen):
                 try:
                     block[i] = item.load()
-                except UNREADABLE as error:
+                except Exception as error:  # zipfile and Pillow can raise nearly anything on a spoilt image
                     wrong.append(f"{item.label}: {_reason(error)}")
             if not wrong:
                 sink.write(key, start, block)
@@ -179,4 +172,6 @@ def _reason(error: BaseException) -> str:
     """The error without the path, which stands before it, and without the address of a buffer."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return str(error).split(" <_io.")[0] or type(error).__name__
+    text = str(error).split(" <_io.")[0]
+    plain = isinstance(error, OSError | ValueError | SyntaxError | RuntimeError | zipfile.BadZipFile) and text
+    return text if plain else f"{type(error).__name__}: {text}".removesuffix(": ")

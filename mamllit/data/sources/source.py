@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mamllit.data.sources.bounded import irregular
+
 SHOWN = 10  # problems spelt out in an error
 
 
@@ -74,12 +76,13 @@ def classes_in(folder: str | Path, suffixes: Sequence[str]) -> dict[str, list[Fi
 
 
 def stamped(path: str | Path | os.DirEntry) -> File:
-    """A file with its stamp; one that cannot be looked at, as a broken link, has the reason in its place."""
+    """A file with its stamp; one that cannot be looked at, as a broken link, or is none, as a pipe, has the reason in its
+    place."""
     try:
         status = path.stat() if isinstance(path, os.DirEntry) else os.stat(path)
     except OSError as error:
         return File(os.fspath(path), str(error.strerror))
-    return File(os.fspath(path), f"{status.st_size} {status.st_mtime_ns}")
+    return File(os.fspath(path), irregular(status) or f"{status.st_size} {status.st_mtime_ns}")
 
 
 def fingerprint(settings: str, root: str | Path, files: Iterable[File]) -> str:
