@@ -3,25 +3,35 @@
 import os
 import stat
 from pathlib import Path
+from typing import BinaryIO
 
 IMAGE = 2**28  # bytes of an image file; 2**26 pixels of a BMP with four bytes each
 TABLE = 2**26  # bytes of a list of images or classes, or of a cache's description
+
+
+def open_file(path: str | Path) -> BinaryIO:
+    """A file, opened to be read.
+
+    Raises:
+        OSError: if it cannot be read, or is a device, a pipe or a socket, which could block or never end.
+    """
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")  # a pipe would wait for its other end
+    if problem := irregular(os.fstat(file.fileno())):
+        file.close()
+        raise OSError(f"is {problem}, not a file")
+    return file
 
 
 def read_bytes(path: str | Path, limit: int) -> bytes:
     """The content of a file.
 
     Raises:
-        OSError: if it cannot be read, or is a device, a pipe or a socket, which could block or never end.
+        OSError: as `open_file`.
         ValueError: if it has more than `limit` bytes.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait for its other end
-    with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if problem := irregular(status):
-            raise OSError(f"is {problem}, not a file")
-        if status.st_size > limit:
-            raise ValueError(f"has {status.st_size:,} bytes, more than the {limit:,} that are read; make it smaller")
+    with open_file(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) > limit:
+            raise ValueError(f"has {size:,} bytes, more than the {limit:,} that are read; make it smaller")
         return file.read(limit)
 
 

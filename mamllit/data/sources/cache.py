@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from mamllit.data.pool import ClassPool
-from mamllit.data.sources.bounded import read_bytes
+from mamllit.data.sources.bounded import open_file, read_bytes
 
 CACHE_FORMAT = 1
 BLOCK = 2**20  # bytes read at once for a checksum
@@ -132,7 +132,9 @@ def _read(folder: Path, fingerprint: str | None) -> dict[str, ClassPool] | None:
         return None
     pools = {}
     for key, entry in meta["pools"].items():
-        with (folder / f"{key}.npy").open("rb") as file:  # opened once, lest another process comes between check and use
+        if os.path.basename(key) != key:
+            raise ValueError(f"a pool is named {key[:60]!r}, outside of the cache")
+        with open_file(folder / f"{key}.npy") as file:  # opened once, lest another process comes between check and use
             size = os.fstat(file.fileno()).st_size
             if size != entry["bytes"]:
                 raise ValueError(f"{key}.npy has {size} bytes, expected {entry['bytes']}")

@@ -6,6 +6,7 @@ already. Splits share no class: a class met in meta-training would tell nothing 
 
 import difflib
 import hashlib
+import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import chain
@@ -13,13 +14,26 @@ from pathlib import Path
 
 from mamllit.data.pool import ClassPool
 from mamllit.data.sampler import SPLITS
+from mamllit.data.sources.bounded import read_text
 from mamllit.data.sources.pixels import FORMATS, decode_file
 from mamllit.data.sources.prepare import load_pools, say_once
-from mamllit.data.sources.source import Classes, File, Item, Source, classes_in, fingerprint, folders_in, report, some
+from mamllit.data.sources.source import (
+    SHOWN,
+    Classes,
+    File,
+    Item,
+    Source,
+    classes_in,
+    fingerprint,
+    folders_in,
+    others_in,
+    report,
+    some,
+)
 
 SUFFIXES = tuple(FORMATS)
 ADVICE = "Replace or remove them and start again."
-Names = Sequence[str] | str | Path  # names of classes, or a text file with one a line
+Names = Sequence[str | int | float] | str | Path  # names of classes, or a text file with one a line
 
 
 def load_image_folder(
@@ -60,6 +74,9 @@ def load_image_folder(
             f"{root} has the folders train/, val/ and test/ already; leave out the lists of classes, or rename them"
         )
     files = {s: classes_in(root / s, SUFFIXES) for s in SPLITS} if split_already else {"all": classes_in(root, SUFFIXES)}
+    folders = {split: root if split == "all" else root / split for split in files}
+    if others := others_in((folders[split] / name for split, classes in files.items() for name in classes), SUFFIXES):
+        say_once(f"{root}: left out, since only {', '.join(SUFFIXES)} are read: {others}")
     if problems := _problems(root, files):
         raise ValueError(report(f"the images in {root}", problems, "Every class needs a folder of its own, with images in it."))
     parts = {} if split_already else _parts([*files["all"]], split_ratios, split_seed, lists)
@@ -142,18 +159,28 @@ def _problems(root: Path, files: Mapping[str, Mapping[str, Sequence[File]]]) -> 
 def _parts(names: Sequence[str], ratios: Sequence[float], seed: int, lists: Mapping[str, Names] | None) -> dict[str, list[str]]:
     if lists is None:
         return split_by_ratio(names, ratios, seed)
-    parts = {split: _names_in(listed) for split, listed in lists.items()}
     problems: list[str] = []
     homes: dict[str, list[str]] = {}
-    for split, listed in parts.items():
-        problems += [] if listed else [f"the {split} list is empty"]
-        for name in listed:
-            if name not in names:
-                near = difflib.get_close_matches(name, names, n=1)
+    parts: dict[str, list[str]] = {}
+    folders: dict[str, list[str]] = {}  # by the name in one form: "é" may be one character or two
+    for folder in names:
+        folders.setdefault(unicodedata.normalize("NFC", folder), []).append(folder)
+    for split, listed in lists.items():
+        found = _names_in(listed)
+        problems += [] if found else [f"the {split} list is empty"]
+        parts[split] = []
+        for name in found:
+            alike = folders.get(unicodedata.normalize("NFC", str(name)), [])
+            if not alike:
+                hint = _hint(name, names) if len(problems) < SHOWN else ""
+                problems.append(f"{name!r} of the {split} list has no folder{hint}")
+            elif len(alike) > 1 and name not in alike:
                 problems.append(
-                    f"{name!r} of the {split} list has no folder" + (f" (did you mean {near[0]!r}?)" if near else "")
+                    f"{name!r} of the {split} list has {len(alike)} folders, whose names only look the same: rename one"
                 )
-            homes.setdefault(name, []).append(split)
+            folder = alike[0] if len(alike) == 1 else str(name)
+            parts[split].append(folder)
+            homes.setdefault(folder, []).append(split)
     problems += [f"{name!r} is named twice, in the lists {' and '.join(s)}" for name, s in homes.items() if len(s) > 1]
     if problems:
         raise ValueError(report("the lists of classes", problems, "A list has names of folders, each in one list only."))
@@ -162,14 +189,31 @@ def _parts(names: Sequence[str], ratios: Sequence[float], seed: int, lists: Mapp
     return {split: sorted(listed) for split, listed in parts.items()}
 
 
-def _names_in(listed: Names) -> list[str]:
+def _hint(name: str | float, names: Sequence[str]) -> str:
+    """What may be meant by a name that no folder has."""
+    if not isinstance(name, str):
+        quoted = "; YAML takes what looks like a number or a truth value for one: write the name in quotes"
+        words = _WORDS[name] if isinstance(name, bool) else ()
+        same = [folder for folder in names if folder.lstrip("0") == str(name) or folder.lower() in words]
+        return f"{quoted}, as in {same[0]!r}" if same else quoted
+    near = difflib.get_close_matches(name, names, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+_WORDS: Mapping[bool, tuple[str, ...]] = {True: ("yes", "on", "true"), False: ("no", "off", "false")}
+
+
+def _names_in(listed: Names) -> list[str | int | float]:
     if not isinstance(listed, str | Path):
         return list(listed)
+    path = Path(listed).expanduser()
     try:
-        text = Path(listed).expanduser().read_text(encoding="utf-8")
+        text = read_text(path)
+    except ValueError as error:
+        raise ValueError(f"the list of classes {path} {error}") from error
     except OSError as error:
         raise FileNotFoundError(
-            f"cannot read the list of classes {listed} ({error.strerror}); it has one name a line"
+            f"cannot read the list of classes {listed} ({error.strerror or error}); it has one name a line"
         ) from error
     return [line.strip() for line in text.splitlines() if line.strip()]
 

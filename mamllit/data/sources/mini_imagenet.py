@@ -115,12 +115,10 @@ def _read_csv(path: Path) -> tuple[list[tuple[str, str]], list[str]]:
     except csv.Error as error:  # an entry of more than 128 kB, for one
         return [], [f"{path.name}, line {reader.line_num + 1}: {error}"]
     problems = [f"{path.name}, line {i + 2}: filename or label is missing" for i, row in enumerate(rows) if not all(row)]
-    outside = [name for name, _ in rows if name and not _inside(name)]
-    problems += [f"{path.name} names files outside of images/: {some([name[:60] for name in outside], 3)}"] if outside else []
-    twice = [name for name, count in Counter(name for name, _ in rows).items() if count > 1]
-    problems += (
-        [f"{path.name} names images twice, {len(twice)} of them: {some([name[:60] for name in twice], 3)}"] if twice else []
-    )
+    outside = [name[:60] for name, _ in rows if name and not _inside(name)]
+    problems += [f"{path.name} names files outside of images/: {some(outside, 3)}"] if outside else []
+    twice = [name[:60] for name, count in Counter(name for name, _ in rows).items() if count > 1]
+    problems += [f"{path.name} names images twice, {len(twice)} of them: {some(twice, 3)}"] if twice else []
     problems += [] if rows else [f"{path.name} names no images"]
     return ([] if problems else rows), problems
 

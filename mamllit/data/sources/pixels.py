@@ -47,8 +47,8 @@ def decode_image(data: bytes, size: int, channels: int, upright: bool) -> NDArra
         upright: turn the image as its EXIF orientation says.
 
     Raises:
-        OSError, ValueError, SyntaxError: for an image of more than 2**26 pixels, and what Pillow raises for a file that is damaged
-            or something else.
+        OSError, ValueError, SyntaxError: for an image of more than 2**26 pixels, and what Pillow raises for a file that is
+            damaged or something else.
     """
     with opened(data) as image:
         image = plain(turned(image) if upright else image, MODES[channels])

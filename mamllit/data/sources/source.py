@@ -5,6 +5,7 @@ Each data set says how it finds its files; `prepare.load_pools` does the rest. L
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,17 @@ def folders_in(folder: str | Path) -> list[str]:
     """Paths of the folders in a folder, by name; hidden ones are left out."""
     with os.scandir(folder) as entries:
         return sorted(e.path for e in entries if not e.name.startswith(".") and e.is_dir())
+
+
+def others_in(folders: Iterable[str | Path], suffixes: Sequence[str]) -> str:
+    """The files of these folders that end in none of the suffixes, as "12 .gif, 1 .txt"; empty where there are none."""
+    counts: Counter[str] = Counter()
+    for folder in folders:
+        with os.scandir(folder) as entries:
+            names = [e.name.lower() for e in entries if not e.name.startswith(".") and e.is_file()]
+        others = [name for name in names if not name.endswith(tuple(suffixes))]
+        counts.update(os.path.splitext(name)[1] or "without an ending" for name in others)
+    return some([f"{count} {ending}" for ending, count in counts.most_common()])
 
 
 def classes_in(folder: str | Path, suffixes: Sequence[str]) -> dict[str, list[File]]:
