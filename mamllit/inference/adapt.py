@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from mamllit.core.episode import Episode, Examples
+from mamllit.data.preparation import Preparation
 from mamllit.engine.evaluation import BATCH_NORMS, BatchNorm, predict
 from mamllit.inference.contact_sheet import contact_sheet
-from mamllit.inference.images import Preparation, preparation_of, query_files, read_images, support_files
+from mamllit.inference.images import as_ink, known_preparation, left_out, query_files, read_images, support_files
 from mamllit.methods import Method
 from mamllit.pretrained.build import rebuild
 from mamllit.pretrained.files import read
@@ -42,6 +43,7 @@ class Predictions:
         probabilities: [n, N].
         truth: per image the class folder that it lies in, or None where that is no class of the support.
         repeated: classes whose images were repeated to weigh as much as the largest, with their number of images.
+        notes: what a user should know: files that were not read, images that were inverted another way than usual.
     """
 
     files: list[Path]
@@ -51,6 +53,7 @@ class Predictions:
     steps: int
     batch_norm: BatchNorm
     repeated: dict[str, int]
+    notes: tuple[str, ...] = ()
 
     @property
     def predicted(self) -> list[str]:
@@ -114,17 +117,22 @@ def adapt_folder(
     method = rebuild(described, tensors, trusted)
     by_class, queries = support_files(support), query_files(query)
     check_ways(method, list(by_class))
-    how = preparation_of(described.data) if preparation is None else preparation
+    how = known_preparation(described.data) if preparation is None else preparation
     folder = _writable(out)
     steps = described.steps if steps is None else steps
 
     shots = max(map(len, by_class.values()))
     files = [file for own in by_class.values() for file in own]
     images = read_images([*files, *queries], how)  # together, so that all unreadable ones are told at once
+    notes = [f"{folder}: not read, for their endings: {others}" for folder in (support, query) if (others := left_out(folder))]
+    images, drawn = as_ink(images, how)
+    if drawn != how:
+        notes.append(f"the images are light on dark: they are not inverted, so that their ink is 1, as {described.name} saw it")
+    seen = (images - how.mean) / how.std
     rows = {file: i for i, file in enumerate(files)}
     balanced = [rows[file] for own in by_class.values() for file in islice(cycle(own), shots)]
     labels = torch.arange(len(by_class)).repeat_interleave(shots)
-    probabilities = classify(method, Examples(images[balanced], labels), images[len(files) :], steps, batch_norm)
+    probabilities = classify(method, Examples(seen[balanced], labels), seen[len(files) :], steps, batch_norm)
 
     root = Path(query).expanduser()
     relative = [file.relative_to(root) for file in queries]
@@ -136,13 +144,14 @@ def adapt_folder(
         steps=steps,
         batch_norm=batch_norm,
         repeated={name: len(own) for name, own in by_class.items() if len(own) < shots},
+        notes=tuple(notes),
     )
     predictions.write_csv(folder / CSV)
     firsts = torch.split(images[: len(files)], [len(own) for own in by_class.values()])
     shown = dict(zip(by_class, firsts, strict=True))
     title = f"{described.name}, {steps} inner step{'s' * (steps != 1)}, {batch_norm} batch norm"
     sheet = contact_sheet(
-        shown, images[len(files) :], predictions.predicted, probabilities, predictions.truth, how.invert, title
+        shown, images[len(files) :], predictions.predicted, probabilities, predictions.truth, drawn.invert, title
     )
     sheet.savefig(folder / SHEET, dpi=110)
     return predictions

@@ -1,106 +1,89 @@
 """Folders of images, read so that the network sees what it saw in meta-training.
 
-How the images of a data set were prepared stands in the checkpoint, in the arguments of its DataModule; `preparation_of`
-reads it from there. Nothing here decides for the user.
+How the images of a data set were prepared stands in the checkpoint (see `mamllit.data.preparation`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from mamllit.data.sources.pixels import plain
+from mamllit.data.preparation import KNOWN, Preparation, preparation_of
+from mamllit.data.sources.bounded import IMAGE, read_bytes
+from mamllit.data.sources.pixels import FORMATS, opened, plain, turned
+from mamllit.data.sources.source import others_in, report
 
-SHOWN = 10  # problems spelt out in an error
-
-
-class Preparation(NamedTuple):
-    """From a picture to the network's input: `image_size` x `image_size` pixels of `channels` (1 grey, 3 colour) in [0, 1].
-
-    `resample` is Pillow's filter. `binary` makes every pixel black or white first, and `invert` turns dark on light into 1
-    on 0, as for Omniglot's ink. `upright` turns a photograph as its EXIF orientation says. A picture that is not square is
-    squeezed; transparency is put on white. Without `invert` and `binary` that is `mamllit.data.sources.pixels.decode_image`,
-    for any format.
-    """
-
-    image_size: int
-    channels: int
-    resample: Image.Resampling = Image.Resampling.LANCZOS
-    invert: bool = False
-    binary: bool = False
-    upright: bool = False
+SUFFIXES = tuple(FORMATS)
 
 
-def _omniglot(arguments: Mapping[str, Any]) -> Preparation:
-    if arguments["resize"] == "nearest":  # the paper's images are 1-bit
-        return Preparation(28, 1, Image.Resampling.NEAREST, invert=True, binary=True)
-    return Preparation(28, 1, invert=True)
-
-
-def _mini_imagenet(arguments: Mapping[str, Any]) -> Preparation:
-    return Preparation(int(arguments["image_size"]), 3)
-
-
-def _image_folder(arguments: Mapping[str, Any]) -> Preparation:
-    return Preparation(int(arguments["image_size"]), int(arguments["channels"]), upright=True)
-
-
-PREPARATIONS: dict[str, Callable[[Mapping[str, Any]], Preparation]] = {
-    "OmniglotDataModule": _omniglot,
-    "MiniImagenetDataModule": _mini_imagenet,
-    "ImageFolderDataModule": _image_folder,
-}
-
-
-def preparation_of(data: Mapping[str, Any]) -> Preparation:
+def known_preparation(data: Mapping[str, Any]) -> Preparation:
     """How the images of a checkpoint's `data` were prepared.
 
     Raises:
-        ValueError: for a DataModule that is not known here; its user says it with a `Preparation`.
+        ValueError: for a DataModule that is not known and says nothing; its user says it with a `Preparation`.
     """
-    name = data["class_path"].rsplit(".", 1)[-1]
-    if name not in PREPARATIONS:
+    if (found := preparation_of(data)) is None:
         raise ValueError(
             f"the checkpoint was trained with {data['class_path']}, and how that prepares an image is not known here (known: "
-            f"{', '.join(PREPARATIONS)}); say it in Python: adapt_folder(..., preparation=Preparation(image_size, channels))"
+            f"{', '.join(KNOWN)}); say it in Python: adapt_folder(..., preparation=Preparation(image_size, channels))"
         )
-    return PREPARATIONS[name](data["init_args"])
+    return found
 
 
 def prepare(image: Image.Image, how: Preparation) -> Tensor:
-    """One picture as uint8 [C, S, S], 255 for 1."""
-    image = ImageOps.exif_transpose(image) if how.upright else image
+    """One picture as uint8 [C, S, S], 255 for 1; not yet normalised."""
+    image = turned(image) if how.upright else image
     image = plain(image, "L" if how.channels == 1 else "RGB")
     if how.binary:
         image = image.point(lambda value: 255 if value > 127 else 0)
-    pixels = np.array(image.resize((how.image_size, how.image_size), how.resample))
+    pixels = np.array(image.resize((how.image_size, how.image_size), Image.Resampling(how.resample)))
     if how.invert:
         pixels = 255 - pixels
     return torch.from_numpy(pixels.reshape(how.image_size, how.image_size, how.channels)).permute(2, 0, 1)
 
 
 def read_images(files: Sequence[Path], how: Preparation) -> Tensor:
-    """The images of `files` as float32 [n, C, S, S] in [0, 1].
+    """The images of `files` as float32 [n, C, S, S] in [0, 1], not yet normalised.
 
     Raises:
-        ValueError: for files that Pillow cannot read; all are listed, up to ten by name.
+        ValueError: for files that are no images of the `FORMATS` or cannot be read; all are listed, up to ten by name.
     """
     images, problems = [], []
     for file in files:
         try:
-            with Image.open(file) as image:
+            with opened(read_bytes(file, IMAGE)) as image:
                 images.append(prepare(image, how))
-        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-            problems.append(f"{file}: {error}")
+        except Exception as error:  # Pillow can raise nearly anything on a damaged file
+            text = str(error).split(" <_io.")[0]
+            plainly = isinstance(error, OSError | ValueError | SyntaxError) and text
+            problems.append(f"{file}: {text if plainly else f'{type(error).__name__}: {text}'}")
     if problems:
-        more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-        text = "\n  - ".join([f"images that cannot be read, {len(problems)} of {len(files)}:", *problems[:SHOWN], *more])
-        raise ValueError(f"{text}\nReplace or remove them.")
+        heading = f"images that cannot be read, {len(problems)} of {len(files)}"
+        raise ValueError(report(heading, problems, f"Replace or remove them; {_formats()}."))
     return torch.stack(images).float() / 255
+
+
+def as_ink(images: Tensor, how: Preparation) -> tuple[Tensor, Preparation]:
+    """Images as `read_images` gives them, such that ink is 1 for weights that know it so, whichever way they are drawn.
+
+    Omniglot's weights take dark on light and invert it. Light on dark must not be inverted: that is turned back, and `invert`
+    is off in what is returned.
+    """
+    if how.invert and bool(border(images).mean() > 0.5):
+        return 1 - images, replace(how, invert=False)
+    return images, how
+
+
+def border(images: Tensor) -> Tensor:
+    """The outermost pixels of images [n, C, H, W], which are paper on most drawings."""
+    sides = (images[..., 0, :], images[..., -1, :], images[..., :, 0], images[..., :, -1])
+    return torch.cat([side.flatten(1) for side in sides], dim=1)
 
 
 def support_files(folder: str | Path) -> dict[str, list[Path]]:
@@ -131,15 +114,26 @@ def query_files(folder: str | Path) -> list[Path]:
 
 
 def images_below(folder: Path) -> list[Path]:
-    """Files with the ending of a format that Pillow reads, hidden ones left out, in alphabetical order."""
-    endings = _endings()
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in endings
-        and path.is_file()
-        and not any(p.startswith(".") for p in path.parts[len(folder.parts) :])
-    )
+    """Files with the ending of a format that is read, hidden ones left out, in alphabetical order; links are followed."""
+    return sorted(path / name for path, names in _folders_below(folder) for name in names if name.lower().endswith(SUFFIXES))
+
+
+def left_out(folder: str | Path) -> str:
+    """The files in a folder and the folders in it that are not read, as "12 .gif, 1 .txt"; empty where there are none."""
+    return others_in((path for path, _ in _folders_below(Path(folder).expanduser())), SUFFIXES)
+
+
+def _folders_below(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[tuple[Path, list[str]]]:
+    """A folder and all below it, also by links, with the names of the files in it; hidden ones are left out."""
+    status = os.stat(folder)
+    if (itself := (status.st_dev, status.st_ino)) in above:  # a link that leads back
+        return
+    with os.scandir(folder) as entries:
+        shown = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    yield folder, [entry.name for entry in shown if entry.is_file()]
+    for entry in shown:
+        if entry.is_dir():
+            yield from _folders_below(folder / entry.name, above | {itself})
 
 
 def _existing(folder: str | Path, what: str) -> Path:
@@ -149,9 +143,5 @@ def _existing(folder: str | Path, what: str) -> Path:
     return root
 
 
-def _endings() -> set[str]:
-    return {ending for ending, name in Image.registered_extensions().items() if name in Image.OPEN}
-
-
 def _formats() -> str:
-    return "images are the files that end in .png, .jpg, .jpeg, .webp, .bmp, .gif, .tif or another that Pillow reads"
+    return f"images are the files that end in {', '.join(SUFFIXES)}"

@@ -1,11 +1,14 @@
 """Folders of a user's own images: both forms, the splits, and everything that is refused, with its numbers."""
 
+import os
 import shutil
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from jsonargparse import ArgumentParser
 from PIL import Image
 
 from mamllit.data import ImageFolderDataModule
@@ -247,3 +250,115 @@ def test_spoilt_images_are_named(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "c00" / "0.png", tmp_path / "c00" / "x.jpg")  # the name does not matter
     message = message_of(module(tmp_path))
     assert f"images that cannot be used (1):\n  - {path}: image file is truncated" in message
+
+
+# ---- lists and files as other programs write them --------------------------------------------------------------------
+
+
+def rename(root: Path, **names: str) -> Path:
+    for old, new in names.items():
+        (root / old).rename(root / new)
+    return root
+
+
+def lists(root: Path, first: str, encoding: str = "utf-8") -> dict[str, Any]:
+    """Files of nine classes, the first of which is `first`."""
+    parts = {"train": [first, *CLASSES[1:3]], "val": CLASSES[3:6], "test": CLASSES[6:9]}
+    for split, names in parts.items():
+        (root / f"{split}.txt").write_bytes("\r\n".join(names).encode(encoding))
+    return {f"{split}_classes": str(root / f"{split}.txt") for split in parts}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize(("listed", "folder"), [("é", "e\u0301"), ("e\u0301", "é"), ("é", "é"), ("Å", "\u212b")])
+def test_lists_of_any_unicode_are_read(listed: str, folder: str, encoding: str, tmp_path: Path) -> None:
+    """With a byte order mark, and with accents in one character or in two."""
+    root = rename(draw(tmp_path / "images", CLASSES[:9]), c00=folder)
+    assert splits_of(module(root, **lists(tmp_path, listed, encoding)))["train"] == sorted(["c01", "c02", folder])
+
+
+def test_a_list_in_another_encoding_is_named_with_the_remedy(tmp_path: Path) -> None:
+    root = rename(draw(tmp_path / "images", CLASSES[:9]), c00="café")
+    message = message_of(module(root, **lists(tmp_path, "café", "latin-1")))
+    assert message == (
+        f"the list of classes {tmp_path}/train.txt is not in UTF-8 (line 1: b'\\xe9\\r\\nc01\\r\\n'); "
+        "save it again with the encoding UTF-8"
+    )
+
+
+def test_folders_whose_names_look_the_same_are_told_apart(tmp_path: Path) -> None:
+    root = rename(draw(tmp_path / "images", CLASSES[:10]), c00="é", c09="e\u0301")
+    assert splits_of(module(root, **lists(tmp_path, "e\u0301")))["train"] == ["c01", "c02", "e\u0301"]
+    root = rename(root, c08="\u01ed", c07="o\u0328\u0304")  # two forms of one letter, of which the list has a third
+    asked = {"train_classes": ["o\u0304\u0328"], "val_classes": ["c03"], "test_classes": ["c06"]}
+    assert "has 2 folders, whose names only look the same: rename one" in message_of(module(root, **asked))
+
+
+def test_numbers_of_a_yaml_are_names(tmp_path: Path) -> None:
+    root = rename(draw(tmp_path / "images", CLASSES[:9]), c00="7", c01="1.5", c02="yes", c03="007")
+    found = splits_of(module(root, train_classes=[7, 1.5, "yes"], val_classes=["007", "c04", "c05"], test_classes=CLASSES[6:9]))
+    assert found["train"] == ["1.5", "7", "yes"]
+    assert found["val"] == ["007", "c04", "c05"]
+
+
+@pytest.mark.parametrize(("listed", "folder"), [(7, "007"), (True, "yes"), (False, "no")])
+def test_what_yaml_has_changed_is_named_with_the_remedy(listed: Any, folder: str, tmp_path: Path) -> None:
+    root = rename(draw(tmp_path / "images", CLASSES[:9]), c00=folder)
+    data = module(root, train_classes=[listed, "c01", "c02"], val_classes=CLASSES[3:6], test_classes=CLASSES[6:9])
+    assert (
+        f"{listed!r} of the train list has no folder; YAML takes what looks like a number or a truth value for one: write the "
+        f"name in quotes, as in {folder!r}"
+    ) in message_of(data)
+
+
+def test_the_command_line_takes_numbers_as_names(tmp_path: Path) -> None:
+    parser = ArgumentParser()
+    parser.add_argument("--cfg", action="config")
+    parser.add_class_arguments(ImageFolderDataModule, "data")
+    (tmp_path / "c.yaml").write_text("data: {root: x, train_classes: [1, 007, b], val_classes: [2.5], test_classes: [yes]}")
+    given = parser.parse_args([f"--cfg={tmp_path / 'c.yaml'}"]).data
+    assert given.train_classes == [1, 7, "b"]
+    assert given.val_classes == [2.5]
+
+
+def test_a_list_that_is_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "train.txt")
+    data = module(
+        draw(tmp_path / "x", CLASSES[:9]), train_classes=tmp_path / "train.txt", val_classes=["c3"], test_classes=["c4"]
+    )
+    assert "train.txt (is a named pipe, not a file); it has one name a line" in message_of(data, FileNotFoundError)
+
+
+def test_files_of_other_kinds_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    draw(tmp_path, CLASSES[:12])
+    for name in ("a.gif", "b.GIF", "c.tif", "d.jfif", "e.avif", "notes", ".hidden.gif"):
+        (tmp_path / "c00" / name).touch()
+    with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
+        module(tmp_path, ways=2).setup("fit")
+    said = [line for line in caplog.messages if "left out" in line]
+    heading, counts = said[0].rsplit(": ", 1)
+    assert heading == f"{tmp_path}: left out, since only .png, .jpg, .jpeg, .webp, .bmp are read"
+    assert counts.startswith("2 .gif, ")
+    assert sorted(counts.split(", ")[1:]) == ["1 .avif", "1 .jfif", "1 .tif", "1 without an ending"]
+
+
+def test_pipes_and_bombs_among_the_images_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw(tmp_path, CLASSES)
+    os.mkfifo(tmp_path / "c03" / "p.png")
+    monkeypatch.setattr("mamllit.data.sources.pixels.MOST", 16 * 9)
+    Image.new("RGB", (16, 10)).save(tmp_path / "c04" / "q.png")
+    message = message_of(module(tmp_path))
+    assert f"images that cannot be used (2):\n  - {tmp_path}/c03/p.png: is a named pipe, not a file" in message
+    assert f"{tmp_path}/c04/q.png: 16x10 pixels: it has more than the 144 pixels that are decoded; make it smaller" in message
+
+
+def test_an_error_of_any_kind_names_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw(tmp_path, CLASSES)
+
+    def fails(path: str, *_: Any) -> Any:
+        if path.endswith("c05/0.png"):
+            raise ZeroDivisionError("division by zero")
+        return np.zeros((3, SIDE, SIDE), np.uint8)
+
+    monkeypatch.setattr("mamllit.data.sources.image_folder.decode_file", fails)
+    assert f"(1):\n  - {tmp_path}/c05/0.png: ZeroDivisionError: division by zero\n" in message_of(module(tmp_path))

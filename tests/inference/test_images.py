@@ -1,18 +1,21 @@
 """Images of any kind are prepared as the training images were; folders without images are refused."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
+from mamllit.data.preparation import Preparation, preparation_of
 from mamllit.data.sources.omniglot import decode
 from mamllit.data.sources.pixels import decode_file
 from mamllit.inference.images import (
-    Preparation,
+    as_ink,
     images_below,
-    preparation_of,
+    known_preparation,
+    left_out,
     prepare,
     query_files,
     read_images,
@@ -54,9 +57,16 @@ def test_omniglot_s_pixels_are_binary_whatever_the_drawing() -> None:
 
 def test_the_other_data_modules_say_size_and_channels() -> None:
     folder = {"class_path": "mamllit.data.ImageFolderDataModule", "init_args": {"image_size": 32, "channels": 1}}
-    assert preparation_of(folder)[:2] == (32, 1)
+    assert preparation_of(folder) == Preparation(32, 1, upright=True)
     mini = {"class_path": "mamllit.data.mini_imagenet.MiniImagenetDataModule", "init_args": {"image_size": 84}}
-    assert preparation_of(mini)[:2] == (84, 3)
+    assert preparation_of(mini) == Preparation(84, 3)
+
+
+def test_what_a_checkpoint_says_itself_goes_before_its_data_module() -> None:
+    said = Preparation(20, 3, invert=True, mean=0.5, std=0.25)
+    assert preparation_of({"class_path": OMNIGLOT, "init_args": {}, "preparation": said.as_dict()}) == said
+    assert preparation_of({"class_path": "own.Birds", "preparation": said.as_dict()}) == said
+    assert preparation_of({"class_path": "own.Birds"}) is None
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -80,7 +90,7 @@ def test_an_unknown_data_module_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"trained with own\.Birds, and how that prepares an image is not known here .*say it in"
     ):
-        preparation_of({"class_path": "own.Birds", "init_args": {}})
+        known_preparation({"class_path": "own.Birds", "init_args": {}})
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK", "I;16"])
@@ -115,12 +125,52 @@ def test_a_photograph_is_turned_upright(tmp_path: Path) -> None:
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
-def test_formats_of_pillow_are_read(tmp_path: Path) -> None:
-    files = [colour(tmp_path / f"a.{ending}") for ending in ("png", "jpg", "webp", "bmp", "gif", "tif")]
+def test_the_formats_of_the_data_modules_are_read(tmp_path: Path) -> None:
+    files = [colour(tmp_path / f"a.{ending}") for ending in ("png", "jpg", "jpeg", "webp", "bmp")]
     images = read_images(files, Preparation(8, 3))
-    assert images.shape == (6, 3, 8, 8)
+    assert images.shape == (5, 3, 8, 8)
     assert images.dtype == torch.float32
     assert torch.allclose(images.mean((2, 3)), torch.tensor([200.0, 100.0, 50.0]) / 255, atol=0.03)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "GIF", "TIFF", "PPM"])
+def test_no_other_format_is_opened_whatever_its_name(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An EPS would start Ghostscript."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png", kind)
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_: pytest.fail("started"))
+    with pytest.raises(ValueError, match=r"1 of 1:\n  - \S+a\.png: cannot identify image file\n.*end in \.png, \.jpg, \.jpeg"):
+        read_images([tmp_path / "a.png"], Preparation(8, 3))
+
+
+def test_devices_and_pipes_are_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "device.png").symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match=r"pipe\.png: is a named pipe, not a file\n.*device\.png: is a device, not a file"):
+        read_images([tmp_path / "pipe.png", tmp_path / "device.png"], Preparation(8, 3))
+
+
+def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
+    for name in ("a/1.png", "a/1.gif", "a/2.GIF", "b/3.tif", "b/c/x.jfif"):
+        colour(tmp_path / "real" / name)
+    (tmp_path / "real" / "a" / ".hidden.gif").touch()
+    (tmp_path / "query").mkdir()
+    (tmp_path / "query" / "linked").symlink_to(tmp_path / "real")
+    assert left_out(tmp_path / "query") == "2 .gif, 1 .tif, 1 .jfif"
+    assert left_out(tmp_path / "real" / "a").startswith("2 .gif")
+
+
+def test_light_on_dark_is_not_inverted(tmp_path: Path) -> None:
+    dark = Image.new("L", (20, 20), 250)
+    dark.paste(10, (8, 8, 12, 12))
+    dark.save(tmp_path / "dark.png")
+    ImageOps.invert(dark).save(tmp_path / "light.png")
+    how = Preparation(20, 1, invert=True)
+    ink = [as_ink(read_images([tmp_path / f"{name}.png"], how), how) for name in ("dark", "light")]
+    assert torch.allclose(ink[0][0], ink[1][0], atol=1e-6)
+    assert ink[0][0][0, 0, 10, 10] > 0.9
+    assert [used.invert for _, used in ink] == [True, False]
+    white, plain = torch.ones(1, 1, 20, 20), Preparation(20, 1)
+    assert as_ink(white, plain) == (white, plain)  # weights that know white as 1
 
 
 def test_all_unreadable_images_are_listed(tmp_path: Path) -> None:
@@ -147,6 +197,19 @@ def test_files_are_found_by_class_and_in_order(tmp_path: Path) -> None:
     found = support_files(tmp_path)
     assert {name: [file.name for file in files] for name, files in found.items()} == {"a": ["3.png"], "b": ["1.JPG", "2.png"]}
     assert [file.name for file in query_files(tmp_path)] == ["3.png", "1.JPG", "2.png"]
+
+
+def test_links_are_followed_to_files_and_folders_and_not_in_circles(tmp_path: Path) -> None:
+    colour(tmp_path / "real" / "deep" / "1.png")
+    query = tmp_path / "query"
+    query.mkdir()
+    (query / "a").symlink_to(tmp_path / "real")
+    (query / "b").symlink_to(tmp_path / "real" / "deep")
+    (query / "c.png").symlink_to(tmp_path / "real" / "deep" / "1.png")
+    (tmp_path / "real" / "back").symlink_to(query)
+    (query / "gone").symlink_to(tmp_path / "nowhere")
+    found = [str(file.relative_to(query)) for file in query_files(query)]
+    assert found == ["a/deep/1.png", "b/1.png", "c.png"]
 
 
 def test_images_below_a_hidden_folder_are_found_when_it_is_asked_for(tmp_path: Path) -> None:

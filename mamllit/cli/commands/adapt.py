@@ -17,6 +17,8 @@ def main(args: Sequence[str]) -> None:
     parser.add_function_arguments(adapt_folder, as_positional=False, skip={"preparation"})
     given = parser.parse_args(list(args)).as_dict()
     found = adapt_folder(**given)
+    for note in found.notes:
+        print(note)
     for name, count in found.repeated.items():
         print(f"class {name}: its {count} support image{'s' * (count != 1)} repeated to weigh as much as the largest class")
     hits, known = found.hits

@@ -143,8 +143,10 @@ def _read(folder: Path, fingerprint: str | None) -> dict[str, ClassPool] | None:
             file.seek(0)
             np.lib.format.read_magic(file)
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-            if list(shape) != entry["shape"] or dtype != np.uint8 or fortran:
-                raise ValueError(f"{key}.npy is {dtype} of shape {list(shape)}, expected uint8 of {entry['shape']}")
+            if list(shape) != entry["shape"]:
+                raise ValueError(f"{key}.npy has shape {list(shape)}, expected {entry['shape']}")
+            if dtype != np.uint8 or fortran:
+                raise ValueError(f"{key}.npy holds {dtype}{' by columns' * fortran}, expected uint8 by rows")
             array = np.memmap(file, dtype, "c", file.tell(), shape)
         pools[key] = ClassPool(torch.from_numpy(array), np.array(entry["offsets"], np.int64), tuple(entry["names"]))
     return pools

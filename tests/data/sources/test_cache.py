@@ -1,7 +1,9 @@
 """The cache: what comes back, what is refused, a disk that is full, and writers that race."""
 
 import json
+import os
 import warnings
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -194,3 +196,39 @@ def test_savers_at_once_all_end_well(same: bool, tmp_path: Path) -> None:
         list(threads.map(work, range(writers)))
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
     assert any(load_cache(cache, fingerprint) is not None for fingerprint in pools)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (lambda folder: swap(folder, "meta.json", None), "is a named pipe, not a file"),
+        (lambda folder: swap(folder, "train.npy", None), "is a named pipe, not a file"),
+        (lambda folder: rewrite(folder, "train", "../../outside"), "a pool is named '../../outside', outside of the cache"),
+        (lambda folder: retype(folder), "train.npy holds object, expected uint8 by rows"),
+    ],
+    ids=["description is a pipe", "array is a pipe", "name that leaves", "objects"],
+)
+def test_a_forged_cache_is_not_used(spoil: Callable[[Path], None], problem: str, tmp_path: Path) -> None:
+    save_cache(tmp_path / "cache", {"train": make_pool()}, "x")
+    spoil(tmp_path / "cache")
+    with pytest.warns(UserWarning, match=rf"is damaged and will not be used \(.*{problem}"):
+        assert load_cache(tmp_path / "cache", "x") is None
+
+
+def swap(folder: Path, name: str, _: None) -> None:
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+
+
+def rewrite(folder: Path, old: str, new: str) -> None:
+    path = folder / "meta.json"
+    path.write_text(path.read_text().replace(f'"{old}"', f'"{new}"'))
+
+
+def retype(folder: Path) -> None:
+    """The array's header says that it holds objects; its length and checksum are made to fit."""
+    path, meta = folder / "train.npy", json.loads((folder / "meta.json").read_text())
+    data = path.read_bytes().replace(b"'|u1'", b"'|O8'")
+    path.write_bytes(data)
+    meta["pools"]["train"]["checksum"] = zlib.crc32(data[-(2**20) :], zlib.crc32(data[: 2**20]))
+    (folder / "meta.json").write_text(json.dumps(meta))

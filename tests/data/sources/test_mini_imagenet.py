@@ -218,6 +218,50 @@ def test_an_empty_class_folder_is_refused(tmp_path: Path) -> None:
     assert "val/ has no class folders" in message
 
 
+HOSTILE = {
+    "names that leave": (
+        b"filename,label\n../../x.png,n01\n/etc/x.png,n01\na/../../x.png,n02\n",
+        "train.csv names files outside of images/: ../../x.png, /etc/x.png, a/../../x.png",
+    ),
+    "a name with a zero": (b"filename,label\na\0.png,n01\n", "train.csv"),
+    "a giant entry": (
+        b"filename,label\n" + b"a" * 200_000 + b",n01\n",
+        "train.csv, line 2: field larger than field limit (131072)",
+    ),
+    "another encoding": (
+        b"filename,label\nn01.jpg,caf\xe9\n",
+        "train.csv is not in UTF-8 (line 2: b'\\xe9\\n'); save it again with the encoding",
+    ),
+    "giant columns": (
+        b"a" * 50_000 + b",b\n",
+        f"train.csv has the columns {'a' * 30}, b; it needs filename and label",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_lists_that_harm_are_refused(kind: str, tmp_path: Path) -> None:
+    root = as_csv(tmp_path)
+    content, problem = HOSTILE[kind]
+    (root / "train.csv").write_bytes(content)
+    message = message_of(root)
+    assert problem in message
+    assert len(message) < 1000
+
+
+def test_a_list_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    root = as_csv(tmp_path)
+    os.truncate(root / "val.csv", 2**26 + 1)
+    assert "val.csv has 67,108,865 bytes, more than the 67,108,864 that are read" in message_of(root)
+
+
+def test_images_that_are_pipes_are_named(tmp_path: Path) -> None:
+    root = as_csv(tmp_path)
+    (root / "images" / "n01000.jpg").unlink()
+    os.mkfifo(root / "images" / "n01000.jpg")
+    assert "n01000.jpg: is a named pipe, not a file" in message_of(root)
+
+
 def spoil(root: Path, **changes: object) -> Path:
     path = root / "mini-imagenet-cache-val.pkl"
     data = pickle.loads(path.read_bytes())

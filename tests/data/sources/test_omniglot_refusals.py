@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -120,3 +121,40 @@ def test_unknown_settings_are_named_together_with_the_nearest(tmp_path: Path) ->
         "unknown resize 'anti-alias' (did you mean 'antialias'?), expected one of 'nearest', 'antialias'; "
         "image_size must be a whole number of pixels >= 1, got 0"
     )
+
+
+def test_a_member_that_unpacks_to_more_than_a_drawing_is_not_unpacked(tmp_path: Path) -> None:
+    pack(draw(tmp_path))
+    path = tmp_path / "images_background.zip"
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    victim = next(name for name in members if name.endswith(".png"))
+    members[victim] = bytes(2**24)  # 16 MB of nothing, packed to 16 kB
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    tracemalloc.start()
+    try:
+        message = message_of(tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 2**23
+    finally:
+        tracemalloc.stop()
+    assert f"{'/'.join(victim.split('/')[-3:])}: unpacks to 16,777,216 bytes; a drawing has 65,536 at most" in message
+
+
+def test_pipes_and_large_files_among_the_drawings_are_named(tmp_path: Path) -> None:
+    draw(tmp_path)
+    one, other, *_ = sorted((tmp_path / "images_background").rglob("*.png"))
+    one.unlink()
+    os.mkfifo(one)
+    os.truncate(other, 2**17)
+    message = message_of(tmp_path)
+    assert f"{one.name}: is a named pipe, not a file" in message
+    assert f"{other.name}: has 131,072 bytes, more than the 65,536 that are read" in message
+
+
+def test_a_zip_that_is_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    pack(draw(tmp_path))
+    (tmp_path / "images_background.zip").unlink()
+    os.mkfifo(tmp_path / "images_background.zip")
+    assert "is not a whole zip file, perhaps cut short (it is a named pipe)" in message_of(tmp_path)

@@ -1,5 +1,10 @@
 """Image files of every mode to pixels, each beside what Pillow, or a value worked out by hand, says."""
 
+import os
+import struct
+import threading
+import zlib
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -7,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mamllit.data.sources import pixels
 from mamllit.data.sources.pixels import FORMATS, decode_file, decode_image
 
 
@@ -104,3 +110,98 @@ def test_a_truncated_jpeg_is_an_error() -> None:
     data = encoded(random_image(width=60, height=60), "JPEG")
     with pytest.raises(OSError, match="image file is truncated"):
         decode_image(data[: len(data) // 2], 84, 3, False)
+
+
+# ---- odd EXIF ----------------------------------------------------------------------------------------------------------
+
+
+def exif(*entries: tuple[int, int, bytes]) -> bytes:
+    """EXIF of these entries: tag, type (2 text, 3 short, 5 rational, 10 signed rational), and the value."""
+    head = b"II*\0" + struct.pack("<IH", 8, len(entries))
+    table, values, at = b"", b"", 8 + 2 + 12 * len(entries) + 4
+    for tag, kind, value in entries:
+        count = len(value) if kind == 2 else 1
+        place = value.ljust(4, b"\0") if len(value) <= 4 else struct.pack("<I", at + len(values))
+        table += struct.pack("<HHI", tag, kind, count) + place
+        values += value if len(value) > 4 else b""
+    return b"Exif\0\0" + head + table + b"\0\0\0\0" + values
+
+
+SIDEWAYS = (0x0112, 3, struct.pack("<H", 6))
+ODD = {
+    "a rational of -1/0": exif(SIDEWAYS, (0x011A, 10, struct.pack("<ii", -1, 0))),
+    "make as a rational": exif((0x010F, 5, struct.pack("<II", 1, 2)), SIDEWAYS),
+    "text that is no text": exif((0x010F, 2, b"\xff\xfe\xfd\xfc\xfb"), SIDEWAYS),
+    "orientation as a rational": exif((0x0112, 5, struct.pack("<II", 6, 1))),
+    "an entry beyond the end": exif(SIDEWAYS, (0x010F, 2, b"abcdefgh"))[:-8],
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("suffix", ["JPEG", "PNG", "WEBP"])
+def test_odd_exif_keeps_no_image_from_being_turned(kind: str, suffix: str) -> None:
+    image = Image.new("L", (8, 4))
+    image.paste(255, (0, 0, 4, 4))  # white on the left, which orientation 6 puts on top
+    file = BytesIO()
+    image.save(file, suffix, exif=ODD[kind], **({"lossless": True} if suffix == "WEBP" else {}))
+    found = decode_image(file.getvalue(), 4, 1, True)[0]
+    assert (found[:2] > 200).all()
+    assert (found[2:] < 50).all()
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [b"Exif\0\0II*\0\xff\xff", b"Exif\0\0", exif((0x0112, 5, struct.pack("<II", 1, 0))), exif((0x0112, 2, b"six\0"))],
+)
+def test_exif_that_tells_no_orientation_leaves_the_image(spoilt: bytes) -> None:
+    image = Image.new("L", (8, 4))
+    image.paste(255, (0, 0, 4, 4))
+    file = BytesIO()
+    image.save(file, "JPEG", exif=spoilt)
+    assert (decode_image(file.getvalue(), 4, 1, True)[0][:, :2] > 200).all()
+
+
+# ---- what would take much memory ----------------------------------------------------------------------------------------
+
+
+def bomb(width: int, height: int) -> bytes:
+    """The beginning of a PNG that says to be so large."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
+    data = b"IDAT" + zlib.compress(bytes(1000))
+    chunks = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (head, data, b"IEND")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize(("size", "said"), [((9000, 8000), "9000x8000 pixels: "), ((2**16, 2**16), "")])
+def test_an_image_that_would_fill_the_memory_is_refused_unread(size: tuple[int, int], said: str) -> None:
+    with pytest.raises(ValueError, match=f"^{said}it has more than the 67,108,864 pixels that are decoded; make it smaller"):
+        decode_image(bomb(*size), 4, 1, True)
+
+
+def test_a_large_image_is_decoded_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pixels, "LARGE", 10)
+    file = BytesIO()
+    Image.new("L", (4, 4), 100).save(file, "PNG")
+    with pixels._one_large:
+        thread = threading.Thread(target=decode_image, args=(file.getvalue(), 4, 1, True))
+        thread.start()
+        thread.join(0.2)
+        assert thread.is_alive()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("make", "what"), [(os.mkfifo, "a named pipe"), (lambda path: path.symlink_to("/dev/zero"), "a device")]
+)
+def test_what_is_no_file_is_refused_at_once(make: Callable[[Path], None], what: str, tmp_path: Path) -> None:
+    make(tmp_path / "a.png")
+    with pytest.raises(OSError, match=f"^is {what}, not a file$"):
+        decode_file(tmp_path / "a.png", 4, 1, True)
+
+
+def test_a_file_that_is_too_large_is_refused_unread(tmp_path: Path) -> None:
+    with open(tmp_path / "a.png", "wb") as file:
+        file.truncate(2**28 + 1)
+    with pytest.raises(ValueError, match=r"^has 268,435,457 bytes, more than the 268,435,456 that are read; make it smaller$"):
+        decode_file(tmp_path / "a.png", 4, 1, True)

@@ -1,0 +1,89 @@
+"""How pictures become a network's input: what a data module gives, what a checkpoint's weights have seen, and what must agree.
+
+A checkpoint carries the `Preparation` of the images that it was trained on. Wherever weights meet data it is compared with that
+of the data module: weights that know ink as 1 are at a loss where paper is 1, and nothing but the accuracy would tell.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """From a picture to the network's input.
+
+    A picture that is not square is squeezed; transparency is put on white.
+
+    Args:
+        image_size: pixels of a side.
+        channels: 1 (grey) or 3 (colour).
+        resample: Pillow's filter.
+        invert: dark becomes 1 and light 0, as Omniglot's ink on paper; otherwise black is 0 and white 1.
+        binary: every pixel is made black or white first.
+        upright: a photograph is turned as its EXIF orientation says.
+        mean, std: the normalisation, (x - mean) / std for x in [0, 1].
+    """
+
+    image_size: int
+    channels: int
+    resample: int = int(Image.Resampling.LANCZOS)
+    invert: bool = False
+    binary: bool = False
+    upright: bool = False
+    mean: float = 0.0
+    std: float = 1.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for a checkpoint."""
+        return asdict(self)
+
+    def differences(self, data: "Preparation", name: str) -> list[str]:
+        """What weights of this preparation cannot bear in `data`, but for the ink; sentences for an error.
+
+        Args:
+            data: the preparation of the images that the weights are to see.
+            name: of the weights' checkpoint.
+        """
+        mine, other = (
+            f"{p.image_size}x{p.image_size} pixels of {p.channels} channel{'s' * (p.channels > 1)}" for p in (self, data)
+        )
+        problems = [] if mine == other else [f"the weights of {name} saw {mine}, and the data gives {other}"]
+        if (self.mean, self.std) != (data.mean, data.std):
+            problems.append(
+                f"the weights of {name} saw images normalised by mean {self.mean:g} and std {self.std:g}, and the data has "
+                f"mean {data.mean:g} and std {data.std:g}"
+            )
+        return problems
+
+
+def _omniglot(arguments: Mapping[str, Any]) -> Preparation:
+    if arguments.get("resize", "nearest") == "nearest":  # the paper's images are 1-bit
+        return Preparation(28, 1, int(Image.Resampling.NEAREST), invert=True, binary=True)
+    return Preparation(28, 1, invert=True)
+
+
+def _mini_imagenet(arguments: Mapping[str, Any]) -> Preparation:
+    return Preparation(int(arguments.get("image_size", 84)), 3)
+
+
+def _image_folder(arguments: Mapping[str, Any]) -> Preparation:
+    invert = arguments.get("invert") is True  # "auto" alone leaves the images as they are
+    return Preparation(int(arguments.get("image_size", 84)), int(arguments.get("channels", 3)), invert=invert, upright=True)
+
+
+KNOWN: dict[str, Callable[[Mapping[str, Any]], Preparation]] = {
+    "OmniglotDataModule": _omniglot,
+    "MiniImagenetDataModule": _mini_imagenet,
+    "ImageFolderDataModule": _image_folder,
+}
+
+
+def preparation_of(data: Mapping[str, Any]) -> Preparation | None:
+    """How the images of a checkpoint's `data` were prepared: as it says, or as its DataModule does it; None if unknown."""
+    if recorded := data.get("preparation"):
+        return Preparation(**recorded)
+    name = str(data.get("class_path", "")).rsplit(".", 1)[-1]
+    return KNOWN[name](data.get("init_args") or {}) if name in KNOWN else None
