@@ -24,9 +24,6 @@ class Objective(Protocol):
     def metric(self, output: Tensor, y: Tensor) -> Tensor:
         """Mean metric over the n examples; scalar."""
 
-    def ways(self, output: Tensor) -> int:
-        """N, the number of classes that `output` tells apart (1 in regression)."""
-
     def fisher_roots(self, output: Tensor) -> Tensor:
         """C vectors [C, n, d] for an output [n, d], whose products r r' summed over C are the output's Fisher information."""
 
@@ -46,9 +43,6 @@ class Classification:
     def metric(self, output: Tensor, y: Tensor) -> Tensor:
         hits = (output.argmax(-1) == y).to(torch.promote_types(output.dtype, torch.float32))  # bf16 would round the mean
         return hits.mean()
-
-    def ways(self, output: Tensor) -> int:
-        return output.shape[-1]
 
     def fisher_roots(self, output: Tensor) -> Tensor:
         """sqrt(p_c) (e_c - p) for each class c: their products sum to diag(p) - p p'."""
@@ -72,9 +66,6 @@ class Regression:
 
     def metric(self, output: Tensor, y: Tensor) -> Tensor:
         return (output - y).square().mean()  # F.mse_loss fails under two nested vmaps (torch 2.14)
-
-    def ways(self, output: Tensor) -> int:
-        return 1
 
     def fisher_roots(self, output: Tensor) -> Tensor:
         """The unit vectors: a Gaussian of variance 1 has the identity as Fisher information."""

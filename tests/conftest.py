@@ -56,7 +56,7 @@ def image_episodes() -> MakeEpisodes:
     ) -> Episode:
         def part(per_class: int) -> Examples:
             labels: Tensor = torch.arange(ways).repeat_interleave(per_class).expand(tasks, -1)
-            return Examples(torch.rand(tasks, ways * per_class, channels, side, side, dtype=dtype), labels)
+            return Examples(torch.rand(tasks, ways * per_class, channels, side, side, dtype=dtype), labels, ways)
 
         return Episode(part(shots), part(queries))
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mamllit.callbacks.figures import outputs_after
 from mamllit.core.episode import Episode, Examples
+from mamllit.core.tree import item, tree_map
 from mamllit.data import EpisodicDataModule, EvaluationSet
 from mamllit.figures.plotting import regression_adaptation
 from mamllit.systems.meta_learner import MetaLearner
@@ -29,9 +30,9 @@ def episode_rows(learner: MetaLearner, data: EpisodicDataModule, evaluation: Eva
     batch = data.episodes(evaluation, 0, min(episodes, evaluation.episodes))
     images = learner.method.objective.metric_name == "accuracy" and batch.episodes.query.x.dim() == 5
     for i, number in enumerate(batch.number.tolist()):
-        episode = Episode(*(Examples(part.x[i].to(device), part.y[i].to(device)) for part in batch.episodes))
+        episode = tree_map(lambda tensor: tensor.to(device), item(batch.episodes, i))
         outputs = outputs_after(learner.method, episode, episode.query.x, steps)
-        own = Episode(*(Examples(part.x.cpu(), part.y.cpu()) for part in episode))
+        own = tree_map(Tensor.cpu, episode)
         if images:
             rows += _image_rows(number, own, outputs[steps[0]], outputs[steps[1]])
         else:

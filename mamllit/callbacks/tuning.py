@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import lightning as L
 import torch
 
+from mamllit.core.tree import tree_map
 from mamllit.data import EpisodicDataModule
 from mamllit.engine.evaluation import evaluate
 from mamllit.systems.meta_learner import MetaLearner
@@ -41,7 +42,7 @@ class TunedStepSize(L.Callback):
             raise ValueError(f"{type(method).__name__} has no number inner_lr to tune; leave TunedStepSize out")
         (evaluation,) = data.evaluation_sets("val")
         episodes = data.episodes(evaluation).episodes
-        moved = type(episodes)(*(type(part)(*(tensor.to(pl_module.device) for tensor in part)) for part in episodes))
+        moved = tree_map(lambda tensor: tensor.to(pl_module.device), episodes)
         for candidate in self.candidates:
             method.inner_lr = candidate  # type: ignore[assignment]
             self.values[candidate] = float(evaluate(method, moved, self.steps)[:, -1].double().mean())

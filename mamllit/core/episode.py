@@ -4,16 +4,50 @@ T tasks (episodes) in a meta-batch, N ways (classes), K shots (support examples 
 C x H x W an image. A regression episode has N = 1. An episode knows nothing of how it was made.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
-class Examples(NamedTuple):
-    """Inputs and targets, `x` [n, ...] and `y` [n] (class labels 0..N-1) or [n, d] (regression)."""
+@dataclass(frozen=True)
+class Examples:
+    """Inputs `x` [n, ...] and targets `y`, [n] (class labels 0 to N - 1) or [n, d] (regression); N, the number of `ways`.
+
+    A batch of T tasks is the same with a leading T on both tensors. `ways` is the same for all of them, and static: a number,
+    no tensor (see `mamllit.core.tree`).
+
+    Raises:
+        ValueError: for labels of less than two classes.
+    """
 
     x: Tensor
     y: Tensor
+    ways: int = 1
+
+    def __post_init__(self) -> None:
+        if self.ways < 2 and not self.y.is_floating_point():
+            raise ValueError(
+                f"ways is {self.ways}, but the targets are labels ({self.y.dtype}); give the number of classes, "
+                "Examples(x, y, ways), 2 or more. Targets of a regression are floating-point numbers"
+            )
+
+    @property
+    def per_class(self) -> int:
+        """Examples per class of one task: K of a support, Q of a query.
+
+        Raises:
+            ValueError: where the classes cannot all have equally many.
+        """
+        n = self.x.shape[0]
+        if n % self.ways:
+            raise ValueError(f"{n} examples of {self.ways} ways: no equal number per class; give each class as many")
+        return n // self.ways
+
+    def joined(self, more: "Examples") -> "Examples":
+        """The examples of one task and `more` of the same classes, one after another."""
+        return Examples(torch.cat([self.x, more.x]), torch.cat([self.y, more.y]), self.ways)
 
 
 class Episode(NamedTuple):
@@ -24,6 +58,21 @@ class Episode(NamedTuple):
 
     support: Examples
     query: Examples
+
+    @property
+    def ways(self) -> int:
+        """N."""
+        return self.support.ways
+
+    @property
+    def shots(self) -> int:
+        """K of one task."""
+        return self.support.per_class
+
+    @property
+    def queries(self) -> int:
+        """Q of one task."""
+        return self.query.per_class
 
 
 class EpisodeBatch(NamedTuple):

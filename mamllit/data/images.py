@@ -96,7 +96,7 @@ class ImageDataModule(EpisodicDataModule):
         def part(start: int, stop: int) -> Examples:
             # one copy from bytes to floats, in the layout of the episode; dividing gives the same floats everywhere
             x = images[:, :, start:stop].to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-            return Examples(x.flatten(1, 2), labels[:, :, start:stop].flatten(1, 2))
+            return Examples(x.flatten(1, 2), labels[:, :, start:stop].flatten(1, 2), ways)
 
         return EpisodeBatch(drawn.number, Episode(part(0, shots), part(shots, per_class)))
 

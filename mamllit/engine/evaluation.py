@@ -10,12 +10,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from mamllit.backbones.norm import statistics_from
-from mamllit.core.episode import Episode, Examples
+from mamllit.core.episode import Episode
+from mamllit.core.tree import count, take, tree_map, vmap
 from mamllit.engine.looped import each
-from mamllit.engine.meta_gradient import chunk_size, count, take
+from mamllit.engine.meta_gradient import chunk_size
 from mamllit.kernels.matmul import fast_products
 from mamllit.methods.base import Method, State
 
@@ -27,7 +27,7 @@ BATCH_NORMS: tuple[BatchNorm, ...] = ("transductive", "inductive")
 def ordinary(episodes: Episode) -> Episode:
     """The episodes with inference tensors copied: in inference mode, Lightning's default in a test, torch 2.8 (not 2.15)
     silently adapts wrongly; out of it, inference tensors cannot be differentiated."""
-    return Episode(*(Examples(*(t.clone() if t.is_inference() else t for t in part)) for part in episodes))
+    return tree_map(lambda tensor: tensor.clone() if tensor.is_inference() else tensor, episodes)
 
 
 def predict(method: Method, state: State, episode: Episode, batch_norm: BatchNorm = "transductive") -> Tensor:
@@ -65,7 +65,7 @@ def readings(method: Method, episodes: Episode, steps: int, batch_norms: Sequenc
     method.heed_frozen()
     with torch.inference_mode(False), torch.no_grad(), fast_products(episodes.support.x):
         episodes, size = ordinary(episodes), chunk_size("auto", episodes, CHUNK)
-        run = vmap(one, randomness="different") if method.vectorised and size > 1 else each(one)
+        run = vmap(one) if method.vectorised and size > 1 else each(one)
         parts = [run(take(episodes, i, i + size)) for i in range(0, count(episodes), size)]
         return {batch_norm: torch.cat([part[batch_norm] for part in parts]) for batch_norm in batch_norms}
 

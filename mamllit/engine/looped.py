@@ -9,7 +9,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from mamllit.core.episode import Episode, Examples
+from mamllit.core.episode import Episode
+from mamllit.core.tree import count, item
 from mamllit.engine.stages import MetaStep
 from mamllit.methods.base import Method
 
@@ -26,10 +27,10 @@ class Looped:
         losses: list[Tensor] = []
         logs: dict[str, list[Tensor]] = {}
         gradient = {name: torch.zeros_like(value) for name, value in self.trained.items()}
-        tasks = episodes.support.x.shape[0]
+        tasks = count(episodes)
         for task in range(tasks):
             with torch.enable_grad():
-                loss, logged = self.method.meta_loss(_task(episodes, task))
+                loss, logged = self.method.meta_loss(item(episodes, task))
                 own = torch.autograd.grad(loss, list(self.trained.values()), allow_unused=True, materialize_grads=True)
             losses.append(loss.detach())
             for name, value in logged.items():
@@ -44,11 +45,7 @@ def each(one: Callable[[Episode], dict[Key, Tensor]]) -> Callable[[Episode], dic
     """What `vmap(one)` would be: `one` of every episode of a batch, each result stacked."""
 
     def run(episodes: Episode) -> dict[Key, Tensor]:
-        found = [one(_task(episodes, task)) for task in range(episodes.support.x.shape[0])]
+        found = [one(item(episodes, task)) for task in range(count(episodes))]
         return {key: torch.stack([values[key] for values in found]) for key in found[0]}
 
     return run
-
-
-def _task(episodes: Episode, task: int) -> Episode:
-    return Episode(*(Examples(part.x[task], part.y[task]) for part in episodes))

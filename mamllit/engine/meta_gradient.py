@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mamllit.core.episode import Episode, Examples
+from mamllit.core.episode import Episode
+from mamllit.core.tree import Structure, count, flatten, take
 from mamllit.engine.compiling import Backend
 from mamllit.engine.looped import Looped
 from mamllit.engine.stages import Memory, MetaStep, Staged, Whole
@@ -21,16 +22,6 @@ Execution = Literal["auto", "vmap", "loop"] | int
 CPU_CHUNK = 2**23  # input numbers of the episodes that one vectorised chunk holds on a CPU, see `chunk_size`
 SMALL = 2**12  # input numbers of a meta-batch up to which calls cost more than arithmetic, see `MetaGradient`
 RECORDED_STEPS = 5  # inner steps that are recorded as one function; making one takes time and memory for each of them
-
-
-def take(episodes: Episode, start: int, stop: int) -> Episode:
-    """Episodes `start` to `stop` of a batch."""
-    return Episode(*(Examples(*(tensor[start:stop] for tensor in part)) for part in episodes))
-
-
-def count(episodes: Episode) -> int:
-    """T, the number of episodes in a batch."""
-    return episodes.support.x.shape[0]
 
 
 def chunk_size(execution: Execution, episodes: Episode, limit: int | None = None) -> int:
@@ -94,7 +85,7 @@ class MetaGradient:
                 f"memory is 'recompute', but {type(method).__name__} has no inner loop whose steps could be made again "
                 "(it is no InnerLoopMethod, or has a meta_loss of its own); use memory: keep"
             )
-        self._ways: dict[bool, Whole | Staged] = {}
+        self._made: dict[tuple[bool, Structure], Whole | Staged] = {}
         method.heed_frozen()
 
     def __call__(self, episodes: Episode) -> MetaStep:
@@ -107,7 +98,7 @@ class MetaGradient:
         params = {name: value.detach() for name, value in self._trained.items()}
         total = count(episodes)
         size = chunk_size(self.execution, episodes)
-        run = self._way(episodes)
+        run = self._made_for(episodes)
         if size >= total:
             return run(params, episodes)
         parts = [(run(params, take(episodes, i, i + size)), min(size, total - i)) for i in range(0, total, size)]
@@ -127,23 +118,25 @@ class MetaGradient:
         """Names of the meta-parameters, as in `MetaStep.gradient`, in the order of `parameters()`."""
         return list(self._trained)
 
-    def _way(self, episodes: Episode) -> Whole | Staged:
-        """How a batch like `episodes` runs; made when the first comes, and kept, because what is compiled hangs on it."""
+    def _made_for(self, episodes: Episode) -> Whole | Staged:
+        """What runs a batch like `episodes`; made when the first comes, and kept, because what is compiled hangs on it."""
+        tensors, structure = flatten(episodes)
         small = episodes.support.x.numel() + episodes.query.x.numel() <= SMALL
-        if small not in self._ways:
-            self._ways[small] = self._make_way(small, on_cpu=episodes.support.x.device.type == "cpu")
-        return self._ways[small]
+        if (small, structure) not in self._made:
+            self._made[small, structure] = self._make(small, structure, on_cpu=tensors[0].device.type == "cpu")
+        return self._made[small, structure]
 
-    def _make_way(self, small: bool, on_cpu: bool) -> Whole | Staged:
+    def _make(self, small: bool, structure: Structure, on_cpu: bool) -> Whole | Staged:
         method = self.method
         backend: Backend | None = None
         if self.compiled:
             backend = "inductor" if small or not on_cpu else "recorded"
         if not self._staging:
-            return Whole(method, self.names(), backend)
+            return Whole(method, self.names(), structure, backend)
         assert isinstance(method, InnerLoopMethod)
         whole = 1 if small else RECORDED_STEPS if on_cpu else 0
         if type(method).outer_weights is not InnerLoopMethod.outer_weights:
             whole = 0  # they may change from step to step, and what is compiled would keep those it saw
-        one_call = self.compiled and self.memory == "keep" and method.inner_steps <= whole
-        return Whole(method, self.names(), backend) if one_call else Staged(method, self.names(), backend, self.memory)
+        if self.compiled and self.memory == "keep" and method.inner_steps <= whole:
+            return Whole(method, self.names(), structure, backend)
+        return Staged(method, self.names(), structure, backend, self.memory)

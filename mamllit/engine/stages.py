@@ -12,11 +12,13 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import functional_call
 
 from mamllit.core.episode import Episode, Examples
 from mamllit.core.inner_loop import Params
+from mamllit.core.tree import Structure, count, flatten, item, tree_map, unflatten, vmap
 from mamllit.engine.compiling import Backend, Compiler, Function
+from mamllit.engine.recompute import Recomputed
 from mamllit.methods.base import InnerLoopMethod, Method
 
 Memory = Literal["keep", "recompute"]
@@ -42,28 +44,34 @@ class Verbs(nn.Module):
 
 
 class Whole:
-    """Loss and gradient of any method's `meta_loss`, as one function; `backend`: how it is compiled, None for not at all."""
+    """Loss and gradient of any method's `meta_loss`, as one function.
 
-    def __init__(self, method: Method, names: list[str], backend: Backend | None) -> None:
-        self.verbs, self.names, self.logged = Verbs(method), names, []  # type: ignore[var-annotated]
+    `names` are those of the meta-parameters, `structure` is that of the episodes, `backend` how the function is compiled,
+    None for not at all.
+    """
+
+    def __init__(self, method: Method, names: list[str], structure: Structure, backend: Backend | None) -> None:
+        self.verbs, self.names, self.structure = Verbs(method), names, structure
+        self.logged: list[str] = []
         self.run: Function = self._run if backend is None else Compiler(backend)(self._run)
 
     def _run(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        params, episodes = dict(zip(self.names, tensors[:-4], strict=True)), _episodes(tensors[-4:])
+        params = dict(zip(self.names, tensors, strict=False))
+        episodes: Episode = unflatten(self.structure, tensors[len(params) :])
         with torch.enable_grad():  # and autograd for the outermost derivative, of which no other is taken
             leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
 
             def one(episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
                 return functional_call(self.verbs, leaves, (type(self.verbs.method).meta_loss, episode))
 
-            losses, logs = _of_each(len(tensors[-1]), one, (0,), episodes)
+            losses, logs = _of_each(count(episodes), one, (0,), episodes)
             loss = losses.mean()
             gradient = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
         self.logged = list(logs)
         return loss.detach(), *(value.detach().mean() for value in logs.values()), *gradient
 
     def __call__(self, params: Params, episodes: Episode) -> MetaStep:
-        loss, *rest = self.run(*params.values(), *_flat(episodes))
+        loss, *rest = self.run(*params.values(), *flatten(episodes)[0])
         logs = rest[: len(self.logged)]
         return MetaStep(loss, dict(zip(self.logged, logs, strict=True)), dict(zip(params, rest[len(logs) :], strict=True)))
 
@@ -71,13 +79,16 @@ class Whole:
 class Staged:
     """Loss and gradient of an `InnerLoopMethod`, step by step.
 
-    `backend`: how the functions are compiled, None for not at all.
-    `memory`: "keep" every step's activations for the way back; "recompute" them there, one step at a time.
+    `memory`: "keep" every step's activations for the way back; "recompute" them there, one step at a time. The others: see
+    `Whole`.
     """
 
-    def __init__(self, method: InnerLoopMethod, names: list[str], backend: Backend | None, memory: Memory) -> None:
+    def __init__(
+        self, method: InnerLoopMethod, names: list[str], structure: Structure, backend: Backend | None, memory: Memory
+    ) -> None:
         self.method, self.verbs, self.names, self.memory = method, Verbs(method), names, memory
-        self.state_names: list[str] = []
+        self.episodes, self.support = structure, structure.parts[0]
+        self.state = Structure(dict, (), ())
         self.logged: list[str] = []
         compiler = None if backend is None else Compiler(backend)
 
@@ -87,7 +98,7 @@ class Staged:
         self.first, self.step = stage(self._step_from_shared), stage(self._step_from_own)
         self.outer, self.outer_shared = stage(self._outer_of_own), stage(self._outer_of_shared)
 
-    # functions of tensors: P meta-parameters, S state, then support (2) or episode (4)
+    # functions of tensors: meta-parameters, then the state's, then those of the support or of the episodes
 
     def _step_from_shared(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         return self._step(None, *tensors)
@@ -96,13 +107,14 @@ class Staged:
         return self._step(0, *tensors)
 
     def _step(self, state_dim: int | None, *tensors: Tensor) -> tuple[Tensor, ...]:
-        params, state, support = self._split(tensors[:-2]), self._state(tensors[:-2]), Examples(*tensors[-2:])
+        params, state, support = self._trees(self.support, tensors)
 
         def one(state: Params, support: Examples) -> Params:
-            return functional_call(self.verbs, params, (type(self.method).step, state, support))
+            new = functional_call(self.verbs, params, (type(self.method).step, state, support))
+            return {name: new[name] for name in state}  # in the order of the first state
 
-        new = _of_each(len(tensors[-1]), one, (state_dim, 0), state, support)
-        return tuple(new[name] for name in self.state_names)
+        new, _ = flatten(_of_each(count(support), one, (state_dim, 0), state, support))
+        return tuple(new)
 
     def _outer_of_own(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         return self._outer(0, *tensors)
@@ -111,37 +123,36 @@ class Staged:
         return self._outer(None, *tensors)
 
     def _outer(self, state_dim: int | None, *tensors: Tensor) -> tuple[Tensor, ...]:
-        params, state, episodes = self._split(tensors[:-4]), self._state(tensors[:-4]), _episodes(tensors[-4:])
+        params, state, episodes = self._trees(self.episodes, tensors)
 
         def one(state: Params, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
             return functional_call(self.verbs, params, (type(self.method).outer_loss, state, episode))
 
-        losses, logs = _of_each(len(tensors[-1]), one, (state_dim, 0), state, episodes)
+        losses, logs = _of_each(count(episodes), one, (state_dim, 0), state, episodes)
         self.logged = list(logs)
         return losses.mean(), *(value.mean() for value in logs.values())
 
-    def _split(self, tensors: tuple[Tensor, ...]) -> Params:
-        return dict(zip(self.names, tensors[: len(self.names)], strict=True))
-
-    def _state(self, tensors: tuple[Tensor, ...]) -> Params:
-        return dict(zip(self.state_names, tensors[len(self.names) :], strict=True))
+    def _trees(self, last: Structure, tensors: tuple[Tensor, ...]) -> tuple[Params, Any, Any]:
+        begin, end = len(self.names), len(self.names) + self.state.tensors
+        params = dict(zip(self.names, tensors[:begin], strict=True))
+        return params, unflatten(self.state, tensors[begin:end]), unflatten(last, tensors[end:])
 
     def __call__(self, params: Params, episodes: Episode) -> MetaStep:
+        support, whole = flatten(episodes.support)[0], flatten(episodes)[0]
         with torch.enable_grad():
             leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
-            start: Params = functional_call(self.verbs, leaves, (type(self.method).start,))
-            self.state_names, state = list(start), tuple(start.values())
+            state, self.state = flatten(functional_call(self.verbs, leaves, (type(self.method).start,)))
             weights = self.method.outer_weights()
             losses = []
             for number in range(self.method.inner_steps):
                 step = self.step if number else self.first
-                inputs = (*leaves.values(), *state, *episodes.support)
-                state = _Recomputed.apply(step, *inputs) if self.memory == "recompute" else step(*inputs)
+                inputs = (*leaves.values(), *state, *support)
+                state = Recomputed.apply(step, *inputs) if self.memory == "recompute" else step(*inputs)
                 if number + 1 == self.method.inner_steps or weights[number]:
-                    one, *logs = self.outer(*leaves.values(), *state, *_flat(episodes))
+                    one, *logs = self.outer(*leaves.values(), *state, *whole)
                     losses.append(one * weights[number])
             if not losses:
-                one, *logs = self.outer_shared(*leaves.values(), *state, *_flat(episodes))
+                one, *logs = self.outer_shared(*leaves.values(), *state, *whole)
                 losses.append(one)
             loss = torch.stack(losses).sum() if losses[1:] else losses[0]
             gradient = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
@@ -152,54 +163,9 @@ class Staged:
         )
 
 
-class _Recomputed(torch.autograd.Function):
-    """A function of tensors that keeps its inputs for the way back, and runs again there, with the same random numbers.
-
-    (torch.utils.checkpoint works by hooks that `torch.func` does not allow.)
-    """
-
-    @staticmethod
-    def forward(ctx: Any, function: Function, *inputs: Tensor) -> tuple[Tensor, ...]:
-        ctx.function, ctx.random = function, torch.get_rng_state()
-        ctx.save_for_backward(*inputs)
-        return function(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad[1:]
-        inputs = [x.detach().requires_grad_(need) for x, need in zip(ctx.saved_tensors, needed, strict=True)]
-        with torch.enable_grad(), torch.random.fork_rng():
-            torch.set_rng_state(ctx.random)
-            outputs = ctx.function(*inputs)
-        wanted = [x for x, need in zip(inputs, needed, strict=True) if need]
-        # a state may carry constants, such as a count of steps
-        pairs = [(out, grad) for out, grad in zip(outputs, outer, strict=True) if out.requires_grad]
-        own, theirs = zip(*pairs, strict=True) if pairs else ((), ())
-        found = iter(torch.autograd.grad(own, wanted, theirs, allow_unused=True) if own else [None] * len(wanted))
-        return None, *(next(found) if need else None for need in needed)
-
-
-def _of_each(tasks: int, one: Callable[..., Any], in_dims: tuple[int | None, ...], *values: Any) -> Any:
-    """`vmap(one, in_dims)(*values)` over `tasks` tasks; a single one runs as it is, which takes fewer calls."""
+def _of_each(tasks: int, one: Callable[..., Any], in_dims: tuple[int | None, ...], *trees: Any) -> Any:
+    """`vmap(one, in_dims)(*trees)` over `tasks` tasks; a single one runs as it is, which takes fewer calls."""
     if tasks > 1:
-        return vmap(one, in_dims=in_dims, randomness="different")(*values)
-    single = [value if dim is None else _mapped(lambda x: x[0], value) for value, dim in zip(values, in_dims, strict=True)]
-    return _mapped(lambda x: x[None], one(*single))
-
-
-def _mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """`function` of every tensor in dicts and tuples."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, dict):
-        return {name: _mapped(function, part) for name, part in value.items()}
-    parts = [_mapped(function, part) for part in value]
-    return value._make(parts) if hasattr(value, "_make") else tuple(parts)
-
-
-def _flat(episodes: Episode) -> tuple[Tensor, ...]:
-    return (*episodes.support, *episodes.query)
-
-
-def _episodes(tensors: tuple[Tensor, ...]) -> Episode:
-    return Episode(Examples(*tensors[:2]), Examples(*tensors[2:]))
+        return vmap(one, in_dims)(*trees)
+    single = [tree if dim is None else item(tree, 0) for tree, dim in zip(trees, in_dims, strict=True)]
+    return tree_map(lambda tensor: tensor[None], one(*single))

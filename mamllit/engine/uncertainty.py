@@ -9,10 +9,10 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from mamllit.core.episode import Episode, Examples
 from mamllit.core.noise import episode_key, uniform
+from mamllit.core.tree import vmap
 from mamllit.methods import Method
 from mamllit.methods.base import State
 

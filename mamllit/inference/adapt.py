@@ -132,7 +132,7 @@ def adapt_folder(
     rows = {file: i for i, file in enumerate(files)}
     balanced = [rows[file] for own in by_class.values() for file in islice(cycle(own), shots)]
     labels = torch.arange(len(by_class)).repeat_interleave(shots)
-    probabilities = classify(method, Examples(seen[balanced], labels), seen[len(files) :], steps, batch_norm)
+    probabilities = classify(method, Examples(seen[balanced], labels, len(by_class)), seen[len(files) :], steps, batch_norm)
 
     root = Path(query).expanduser()
     relative = [file.relative_to(root) for file in queries]
@@ -160,12 +160,13 @@ def adapt_folder(
 def classify(method: Method, support: Examples, query_x: Tensor, steps: int, batch_norm: BatchNorm) -> Tensor:
     """Class probabilities [n, N] of the query images, after `steps` inner steps on the support."""
     together = len(query_x) if batch_norm == "transductive" else AT_ONCE
+
+    def unlabelled(x: Tensor) -> Examples:
+        return Examples(x, torch.zeros(len(x), dtype=torch.int64), support.ways)
+
     with torch.no_grad():  # the gradients of the inner loop are torch.func's, which does not heed this
         state = method.adapt(support, steps)
-        parts = [
-            predict(method, state, Episode(support, Examples(part, torch.zeros(len(part), dtype=torch.int64))), batch_norm)
-            for part in query_x.split(together)
-        ]
+        parts = [predict(method, state, Episode(support, unlabelled(part)), batch_norm) for part in query_x.split(together)]
     return torch.cat(parts).softmax(-1)
 
 

@@ -114,7 +114,7 @@ class BMAML(InnerLoopMethod):
     def leader(self, state: Params, episode: Episode) -> Params:
         """The particles after more steps from `state`, on support and query together; constants."""
         support, query = episode
-        both = Examples(torch.cat([support.x, query.x]), torch.cat([support.y, query.y]))
+        both = support.joined(query)
 
         def energy(particle: Params) -> Tensor:
             return self._loss(self._output(particle, both.x), both, support)

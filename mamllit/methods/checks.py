@@ -20,5 +20,4 @@ def check_inner_loop(backbone: nn.Module, inner_lr: float, inner_steps: int, red
 
 def task_loss(objective: Objective, output: Tensor, examples: Examples, support: Examples, reduction: Reduction) -> Tensor:
     """The loss of `output` on `examples` of a task; scalar. "sum_over_shots" divides by the shots of the `support`."""
-    shots = support.x.shape[0] // objective.ways(output)
-    return reduced_loss(objective, output, examples, shots, reduction)
+    return reduced_loss(objective, output, examples, support.per_class, reduction)

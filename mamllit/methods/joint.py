@@ -12,7 +12,6 @@ authors' code trains on the support part alone, half of the points that it draws
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -68,7 +67,7 @@ class JointTraining(InnerLoopMethod):
 
     def outer_loss(self, state: Params, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean loss of `state` on all examples of the task, support and query."""
-        everything = Examples(*(torch.cat(pair) for pair in zip(*episode, strict=True)))
+        everything = episode.support.joined(episode.query)
         output = self.predict(state, everything.x)
         metric = self.objective.metric(output.detach(), everything.y)
         return self.objective.loss(output, everything.y), {self.objective.metric_name: metric}

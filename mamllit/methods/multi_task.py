@@ -143,7 +143,7 @@ class MultiTask(InnerLoopMethod):
         return {**frozen, **params}
 
     def meta_loss(self, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
-        everything = Examples(*(torch.cat(pair) for pair in zip(*episode, strict=True)))
+        everything = episode.support.joined(episode.query)
         return self.outer_loss(self.trained(everything), episode)
 
     def outer_loss(self, state: Params, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:

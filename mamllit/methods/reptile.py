@@ -98,13 +98,13 @@ class Reptile(InnerLoopMethod):
         order = uniform(episode_key(examples), 0, (total,), examples.x).argsort()
         places = (done.long() * self.inner_batch + torch.arange(self.inner_batch, device=order.device)) % total
         rows = order.index_select(0, places)
-        return Examples(examples.x.index_select(0, rows), examples.y.index_select(0, rows))
+        return Examples(examples.x.index_select(0, rows), examples.y.index_select(0, rows), examples.ways)
 
     def predict(self, state: Params, x: Tensor) -> Tensor:
         return functional_call(self.backbone, {name: state[name] for name in self.adapted}, (x,))
 
     def meta_loss(self, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
-        everything = Examples(*(torch.cat(pair) for pair in zip(*episode, strict=True)))
+        everything = episode.support.joined(episode.query)
         return self.outer_loss(self.adapt(everything), episode)
 
     def outer_loss(self, state: Params, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:

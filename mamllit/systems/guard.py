@@ -11,7 +11,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from mamllit.core.episode import EpisodeBatch
-from mamllit.engine.meta_gradient import MetaGradient, take
+from mamllit.core.tree import take
+from mamllit.engine.meta_gradient import MetaGradient
 
 NonFinite = Literal["stop", "skip"]
 NAMED = 10  # episodes and parameters that a message lists

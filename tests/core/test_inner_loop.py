@@ -242,7 +242,7 @@ def test_constant_buffers_and_batch_statistics_are_fine() -> None:
 
 def test_sum_over_shots_in_classification_is_ways_times_the_mean_on_the_support() -> None:
     ways, shots = 5, 3
-    support = Examples(torch.empty(ways * shots, 2), torch.arange(ways).repeat_interleave(shots))
+    support = Examples(torch.empty(ways * shots, 2), torch.arange(ways).repeat_interleave(shots), ways)
     output = torch.randn(ways * shots, ways)
     mean, summed = (reduced_loss(Classification(), output, support, shots, r) for r in ("mean", "sum_over_shots"))
     torch.testing.assert_close(mean, F.cross_entropy(output, support.y))
@@ -252,7 +252,7 @@ def test_sum_over_shots_in_classification_is_ways_times_the_mean_on_the_support(
 
 def test_sum_over_shots_divides_the_query_loss_by_the_support_shots_too() -> None:
     """mini-ImageNet, 5-way 1-shot with 15 queries: 75 times the mean (specification 4c)."""
-    query = Examples(torch.empty(75, 2), torch.arange(5).repeat_interleave(15))
+    query = Examples(torch.empty(75, 2), torch.arange(5).repeat_interleave(15), 5)
     output = torch.randn(75, 5)
     loss = reduced_loss(Classification(), output, query, 1, "sum_over_shots")
     torch.testing.assert_close(loss, 75 * F.cross_entropy(output, query.y))
@@ -269,6 +269,4 @@ def test_objectives_report_accuracy_and_squared_error() -> None:
     logits = torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 1.0], [1.0, 0.0]])
     classification, regression = Classification(), Regression()
     assert classification.metric(logits, torch.tensor([0, 1, 1, 0])).item() == 0.75
-    assert classification.ways(logits) == 2
     assert regression.metric(torch.tensor([[1.0], [3.0]]), torch.tensor([[0.0], [1.0]])).item() == 2.5
-    assert regression.ways(torch.zeros(4, 1)) == 1

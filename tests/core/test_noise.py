@@ -3,10 +3,10 @@
 import pytest
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from mamllit.core import noise
 from mamllit.core.episode import Examples
+from mamllit.core.tree import vmap
 from mamllit.data import SineDataModule
 
 LIKE = torch.empty(0, dtype=torch.float64)
@@ -53,8 +53,8 @@ def test_a_task_has_the_same_numbers_alone_in_a_chunk_and_in_the_batch() -> None
     batch = supports(6)
     together = vmap(draw)(batch)
     for start, stop in ((0, 4), (4, 6)):
-        assert torch.equal(vmap(draw)(Examples(batch.x[start:stop], batch.y[start:stop])), together[start:stop])
-    assert all(torch.equal(draw(Examples(batch.x[i], batch.y[i])), together[i]) for i in range(6))
+        assert torch.equal(vmap(draw)(Examples(batch.x[start:stop], batch.y[start:stop], batch.ways)), together[start:stop])
+    assert all(torch.equal(draw(Examples(batch.x[i], batch.y[i], batch.ways)), together[i]) for i in range(6))
 
 
 def test_the_generator_of_the_process_neither_matters_nor_moves() -> None:
@@ -68,14 +68,14 @@ def test_the_generator_of_the_process_neither_matters_nor_moves() -> None:
 
 def test_every_value_and_its_place_count() -> None:
     x, y = torch.randn(4, 3), torch.arange(4)
-    keys = {int(noise.episode_key(Examples(x, y)))}
+    keys = {int(noise.episode_key(Examples(x, y, 4)))}
     for changed in (
-        Examples(x.flip(0), y),
-        Examples(x, y.flip(0)),
-        Examples(x + 1e-6, y),
-        Examples(x.transpose(0, 1).reshape(4, 3), y),
-        Examples(x.new_zeros(4, 3), y),
-        Examples(x.new_zeros(4, 3), y * 0),
+        Examples(x.flip(0), y, 4),
+        Examples(x, y.flip(0), 4),
+        Examples(x + 1e-6, y, 4),
+        Examples(x.transpose(0, 1).reshape(4, 3), y, 4),
+        Examples(x.new_zeros(4, 3), y, 4),
+        Examples(x.new_zeros(4, 3), y * 0, 4),
     ):
         keys.add(int(noise.episode_key(changed)))
     assert len(keys) == 7

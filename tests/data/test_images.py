@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mamllit.core.episode import EpisodeBatch
+from mamllit.core.tree import flatten
 from mamllit.data.episodic import EpisodicDataModule
 from mamllit.data.images import ImageDataModule, rotate
 from mamllit.data.pool import ClassPool
@@ -78,8 +79,7 @@ def meta_batches(data: EpisodicDataModule, count: int) -> list[EpisodeBatch]:
 
 
 def tensors(batch: EpisodeBatch) -> list[Tensor]:
-    (xs, ys), (xq, yq) = batch.episodes
-    return [batch.number, xs, ys, xq, yq]
+    return flatten(batch)[0]
 
 
 def assert_same(one: EpisodeBatch, other: EpisodeBatch) -> None:

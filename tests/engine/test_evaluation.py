@@ -17,7 +17,7 @@ EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
 
 def one(episodes: Episode, i: int) -> Episode:
-    return Episode(*(Examples(*(tensor[i] for tensor in part)) for part in episodes))
+    return Episode(*(Examples(part.x[i], part.y[i], part.ways) for part in episodes))
 
 
 def classifier(backbone: nn.Module) -> MAML:
@@ -33,7 +33,7 @@ def mlp(norm: bool = True) -> MAML:
 
 
 def query(episode: Episode, x: Tensor) -> Episode:
-    return Episode(episode.support, Examples(x, episode.query.y[: len(x)]))
+    return Episode(episode.support, Examples(x, episode.query.y[: len(x)], episode.ways))
 
 
 # ---- the metric after each number of steps ---------------------------------------------------------------------------

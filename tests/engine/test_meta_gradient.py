@@ -12,8 +12,9 @@ from torch import nn
 
 from mamllit.backbones import MLP, Conv4
 from mamllit.core.episode import Episode, Examples
+from mamllit.core.tree import count, take
 from mamllit.engine.compiling import should_compile
-from mamllit.engine.meta_gradient import MetaGradient, chunk_size, count, take
+from mamllit.engine.meta_gradient import MetaGradient, chunk_size
 from mamllit.engine.recording import recorded
 from mamllit.methods import ANIL, MAML
 from mamllit.objectives import Classification, Regression
@@ -23,7 +24,7 @@ COMPILERS = ("g++", "c++", "clang++", "cl")
 
 
 def one(episodes: Episode, i: int) -> Episode:
-    return Episode(*(Examples(part.x[i], part.y[i]) for part in episodes))
+    return Episode(*(Examples(part.x[i], part.y[i], part.ways) for part in episodes))
 
 
 def sine_method(dtype: torch.dtype = torch.float64) -> MAML:

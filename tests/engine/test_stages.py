@@ -32,7 +32,7 @@ def conv_method(downsample: str, steps: int, first_order: bool = False) -> MAML:
 
 def plain(method: Method, episodes: Episode) -> tuple[torch.Tensor, ...]:
     """The gradient of the mean meta-loss by torch.autograd, one episode after another."""
-    each = [Episode(*(Examples(part.x[i], part.y[i]) for part in episodes)) for i in range(len(episodes.support.x))]
+    each = [Episode(*(Examples(part.x[i], part.y[i], part.ways) for part in episodes)) for i in range(len(episodes.support.x))]
     loss = torch.stack([method.meta_loss(episode)[0] for episode in each]).mean()
     return torch.autograd.grad(loss, list(method.parameters()), allow_unused=True, materialize_grads=True)
 
@@ -65,7 +65,7 @@ def test_a_single_task_equals_the_same_task_twice(
     """One task runs as it is, two run under `vmap`; recorded too."""
     monkeypatch.setattr(engine, "SMALL", 0)
     method, one = conv_method("stride", steps), image_episodes(1, side=16)
-    two = Episode(*(Examples(torch.cat((part.x, part.x)), torch.cat((part.y, part.y))) for part in one))
+    two = Episode(*(part.joined(part) for part in one))
     expected = MetaGradient(method, "vmap", memory=memory)(two)
     for compiled in (False, True):
         found = MetaGradient(method, "vmap", compiled=compiled, memory=memory)(one)
@@ -149,7 +149,7 @@ def peak_bytes(steps: int, memory: str) -> int:
             return int(file.read().split()[1]) * resource.getpagesize()
 
     torch.set_num_threads(1)
-    part = Examples(torch.rand(2, 60, 1, 28, 28), torch.arange(5).repeat_interleave(12).expand(2, -1))
+    part = Examples(torch.rand(2, 60, 1, 28, 28), torch.arange(5).repeat_interleave(12).expand(2, -1), 5)
     method = MAML(Conv4(1, 16, 5, 28, "stride"), Classification(), 0.01, {steps}, "mean")
     step, before, seen, done = MetaGradient(method, "vmap", memory="{memory}"), resident(), [0], threading.Event()
 

@@ -21,7 +21,7 @@ def platipus(models: int = 5) -> PLATIPUS:
 
 
 def one(episodes: Episode, i: int) -> Episode:
-    return Episode(*(Examples(part.x[i], part.y[i]) for part in episodes))
+    return Episode(*(Examples(part.x[i], part.y[i], part.ways) for part in episodes))
 
 
 def test_the_likelihood_and_the_interval_are_those_of_the_mixture(sine_episodes: Callable[..., Episode]) -> None:
@@ -83,7 +83,7 @@ def test_no_point_is_asked_for_twice(sine_episodes: Callable[..., Episode]) -> N
     """Where the whole pool is labelled, the order does not matter."""
     method, episodes = platipus(), sine_episodes(3, shots=8, queries=4)
     support = episodes.support
-    start, pool = (Examples(support.x[:, part], support.y[:, part]) for part in (slice(0, 3), slice(3, 8)))
+    start, pool = (Examples(support.x[:, part], support.y[:, part], support.ways) for part in (slice(0, 3), slice(3, 8)))
     maml = MAML(method.backbone, Regression(), 0.01, 1, "mean")
     orders = [active_learning(maml, start, pool, episodes.query, 1, 5, choice) for choice in ("spread", "random")]
     torch.testing.assert_close(orders[0][:, -1], orders[1][:, -1])

@@ -8,4 +8,4 @@ from mamllit.data.images import ImageDraw
 class DoubleOmniglot(OmniglotDataModule):
     def build(self, drawn: ImageDraw) -> EpisodeBatch:
         batch = super().build(drawn)
-        return EpisodeBatch(batch.number, Episode(*(Examples(part.x.double(), part.y) for part in batch.episodes)))
+        return EpisodeBatch(batch.number, Episode(*(Examples(part.x.double(), part.y, part.ways) for part in batch.episodes)))

@@ -61,7 +61,7 @@ def test_bars_of_three_directions_are_told_apart(toy: SimpleNamespace) -> None:
 def test_the_same_is_predicted_as_by_the_method_itself(toy: SimpleNamespace) -> None:
     found = adapt_folder(**arguments(toy), batch_norm="transductive")
     how, method = Preparation(SIDE, 1), toy_method()
-    support = Examples(read_images(sorted(toy.support.rglob("*.png")), how), torch.arange(3).repeat_interleave(2))
+    support = Examples(read_images(sorted(toy.support.rglob("*.png")), how), torch.arange(3).repeat_interleave(2), 3)
     query = read_images(sorted(toy.query.rglob("*.png")), how)
     expected = method.predict(method.adapt(support, 3), query).softmax(-1)  # 3: the checkpoint's report_step
     assert found.steps == 3
@@ -80,7 +80,7 @@ def test_inductive_predictions_do_not_depend_on_the_other_query_images(toy: Simp
 
 def test_many_images_are_predicted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     method, query = toy_method(), torch.rand(7, 1, SIDE, SIDE)
-    support = Examples(torch.rand(6, 1, SIDE, SIDE), torch.arange(3).repeat_interleave(2))
+    support = Examples(torch.rand(6, 1, SIDE, SIDE), torch.arange(3).repeat_interleave(2), 3)
     whole = classify(method, support, query, 2, "inductive")
     monkeypatch.setattr("mamllit.inference.adapt.AT_ONCE", 3)
     assert torch.allclose(classify(method, support, query, 2, "inductive"), whole, atol=1e-6)
@@ -95,7 +95,7 @@ def test_classes_of_different_size_weigh_the_same(toy: SimpleNamespace) -> None:
     method, how = toy_method(), Preparation(SIDE, 1)
     files = [*sorted((toy.support / "a").iterdir()), *(sorted((toy.support / n).iterdir()) * 2 for n in "bc")]
     files = [file for entry in files for file in (entry if isinstance(entry, list) else [entry])]
-    support = Examples(read_images(files, how), torch.arange(3).repeat_interleave(4))
+    support = Examples(read_images(files, how), torch.arange(3).repeat_interleave(4), 3)
     expected = classify(method, support, read_images(sorted(toy.query.rglob("*.png")), how), 3, "inductive")
     assert torch.allclose(found.probabilities, expected, atol=1e-6)
 

@@ -96,8 +96,8 @@ def test_newer_settings_are_left_alone() -> None:
 def test_results_do_not_change_but_by_float32_s_rounding(compiled: bool) -> None:
     """On this CPU, whichever way its products go: against float64, as near as without."""
     torch.manual_seed(0)
-    batch = Episode(*(Examples(torch.rand(4, 5, 1, 28, 28), torch.arange(5).expand(4, 5)) for _ in range(2)))
-    exact = Episode(*(Examples(part.x.double(), part.y) for part in batch))
+    batch = Episode(*(Examples(torch.rand(4, 5, 1, 28, 28), torch.arange(5).expand(4, 5), 5) for _ in range(2)))
+    exact = Episode(*(Examples(part.x.double(), part.y, part.ways) for part in batch))
     network = Conv4(1, 64, 5, 28, "stride")
 
     def method(dtype: torch.dtype) -> MAML:

@@ -17,7 +17,7 @@ CLOSE = {"rtol": 1e-9, "atol": 1e-11}
 
 
 def one(episodes: Episode, i: int = 0) -> Episode:
-    return Episode(*(Examples(part.x[i], part.y[i]) for part in episodes))
+    return Episode(*(Examples(part.x[i], part.y[i], part.ways) for part in episodes))
 
 
 def same(ours: MetaGradient, theirs: MetaGradient, episodes: Episode) -> None:

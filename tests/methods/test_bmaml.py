@@ -17,7 +17,7 @@ CLOSE = {"rtol": 1e-9, "atol": 1e-11}
 
 
 def one(episodes: Episode, i: int = 0) -> Episode:
-    return Episode(*(Examples(part.x[i], part.y[i]) for part in episodes))
+    return Episode(*(Examples(part.x[i], part.y[i], part.ways) for part in episodes))
 
 
 def smooth(loss: Any, particles: int = 4, steps: int = 2, first_order: bool = False, likelihood: float = 3.0) -> BMAML:
@@ -70,7 +70,7 @@ def test_the_likelihood_is_that_of_the_mixture(sine_episodes: Callable[..., Epis
 
 def test_the_chaser_loss_written_out_anew(sine_episodes: Callable[..., Episode]) -> None:
     method, episode = smooth("chaser"), one(sine_episodes(1))
-    both = Examples(*(torch.cat(parts) for parts in zip(*episode, strict=True)))
+    both = episode.support.joined(episode.query)
     state = method.adapt(episode.support)
     leader = method.step(method.step(state, both), both)
     distance = sum((state[name] - leader[name]).square().sum() for name in state)

@@ -27,8 +27,8 @@ def test_wrong_arguments_are_refused(wrong: dict, message: str) -> None:
 
 
 def test_the_sum_is_divided_by_the_shots_of_the_support() -> None:
-    support = Examples(torch.zeros(6, 1), torch.arange(3).repeat_interleave(2))  # 3 ways, 2 shots
-    query = Examples(torch.zeros(9, 1), torch.arange(3).repeat_interleave(3))
+    support = Examples(torch.zeros(6, 1), torch.arange(3).repeat_interleave(2), 3)  # 3 ways, 2 shots
+    query = Examples(torch.zeros(9, 1), torch.arange(3).repeat_interleave(3), 3)
     output = torch.randn(9, 3)
     summed = task_loss(Classification(), output, query, support, "sum_over_shots")
     torch.testing.assert_close(summed, F.cross_entropy(output, query.y, reduction="sum") / 2)

@@ -15,7 +15,7 @@ from mamllit.objectives import Classification, Regression
 
 
 def one(episodes: Episode, i: int = 0) -> Episode:
-    return Episode(*(Examples(part.x[i], part.y[i]) for part in episodes))
+    return Episode(*(Examples(part.x[i], part.y[i], part.ways) for part in episodes))
 
 
 def on_sine(steps: int, lr: float = 0.02, proximity: float = 10.0, cg_steps: int = 40, norm: bool = False) -> IMAML:
@@ -29,7 +29,7 @@ def test_the_quadratic_closed_form() -> None:
     query = Examples(torch.randn(5, 4).double(), torch.randn(5, 1).double())
     net = nn.Linear(4, 1, bias=False).double()
     method = IMAML(net, Regression(), 0.1, 1, "mean", 0.7, cg_steps=4)
-    x, y = support
+    x, y = support.x, support.y
     hessian, theta = 2 * x.T @ x / 6, net.weight.detach().T
     phi = torch.linalg.solve(hessian + 0.7 * torch.eye(4).double(), 0.7 * theta + 2 * x.T @ y / 6)
     at_query = 2 * query.x.T @ (query.x @ phi - query.y) / 5
@@ -43,7 +43,7 @@ def test_the_inner_loop_ends_at_the_minimum_of_the_regularised_loss() -> None:
     support = Examples(torch.randn(6, 4).double(), torch.randn(6, 1).double())
     net = nn.Linear(4, 1, bias=False).double()
     state = IMAML(net, Regression(), 0.1, 400, "mean", 0.7).adapt(support)
-    x, y = support
+    x, y = support.x, support.y
     matrix = 2 * x.T @ x / 6 + 0.7 * torch.eye(4).double()
     expected = torch.linalg.solve(matrix, 0.7 * net.weight.detach().T + 2 * x.T @ y / 6)
     torch.testing.assert_close(state["weight"], expected.T, rtol=1e-7, atol=1e-9)

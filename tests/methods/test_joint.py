@@ -17,7 +17,7 @@ CLOSE = {"rtol": 1e-9, "atol": 1e-11}
 
 
 def one(episodes: Episode, i: int = 0) -> Episode:
-    return Episode(*(Examples(part.x[i], part.y[i]) for part in episodes))
+    return Episode(*(Examples(part.x[i], part.y[i], part.ways) for part in episodes))
 
 
 def joint(inner_lr: float = 0.02) -> JointTraining:
@@ -26,7 +26,8 @@ def joint(inner_lr: float = 0.02) -> JointTraining:
 
 def test_the_loss_is_that_of_all_examples_at_the_meta_parameters(sine_episodes: Callable[..., Episode]) -> None:
     method, episodes = joint(), sine_episodes(3)
-    x, y = (torch.cat([a, b], 1).flatten(0, 1) for a, b in zip(*episodes, strict=True))
+    support, query = episodes
+    x, y = (torch.cat(parts, 1).flatten(0, 1) for parts in ((support.x, query.x), (support.y, query.y)))
     expected = F.mse_loss(method.backbone(x), y)
     step = MetaGradient(method)(episodes)
     torch.testing.assert_close(step.loss, expected.detach(), **CLOSE)

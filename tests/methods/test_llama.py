@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
 
 from mamllit.backbones import MLP, Conv4
 from mamllit.core.episode import Episode, Examples
+from mamllit.core.tree import vmap
 from mamllit.engine.meta_gradient import MetaGradient
 from mamllit.methods import LLAMA, MAML
 from mamllit.objectives import Classification, Regression
@@ -18,7 +18,7 @@ CLOSE = {"rtol": 1e-9, "atol": 1e-11}
 
 
 def one(episodes: Episode, i: int = 0) -> Episode:
-    return Episode(*(Examples(part.x[i], part.y[i]) for part in episodes))
+    return Episode(*(Examples(part.x[i], part.y[i], part.ways) for part in episodes))
 
 
 def smooth(labels: Any = "expected", steps: int = 2, **changes: Any) -> LLAMA:
@@ -113,7 +113,7 @@ def test_a_task_gets_the_same_models_alone_and_in_a_batch(sine_episodes: Callabl
     support = sine_episodes(3).support
     together = vmap(method.adapt)(support)
     for i in range(3):
-        alone = method.adapt(Examples(support.x[i], support.y[i]))
+        alone = method.adapt(Examples(support.x[i], support.y[i], support.ways))
         torch.testing.assert_close(alone, {name: value[i] for name, value in together.items()}, **CLOSE)
 
 

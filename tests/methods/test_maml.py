@@ -16,7 +16,7 @@ from mamllit.objectives import Classification, Regression
 
 
 def one(episodes: Episode, i: int) -> Episode:
-    return Episode(*(Examples(part.x[i], part.y[i]) for part in episodes))
+    return Episode(*(Examples(part.x[i], part.y[i], part.ways) for part in episodes))
 
 
 def gradient(method: MAML, episode: Episode) -> dict[str, Tensor]:
@@ -195,7 +195,9 @@ def test_a_negative_number_of_steps_is_refused() -> None:
 def test_zero_head_starts_each_task_at_zero_and_trains_the_rest(assert_meta_gradient_is_the_slope) -> None:
     torch.manual_seed(0)
     method = MAML(MLP(4, [6], 3, activation="tanh").double(), Classification(), 0.3, 2, "sum_over_shots", head="zero")
-    episodes = Episode(*(Examples(torch.randn(2, 6, 4, dtype=torch.float64), torch.arange(3).repeat(2, 2)) for _ in range(2)))
+    episodes = Episode(
+        *(Examples(torch.randn(2, 6, 4, dtype=torch.float64), torch.arange(3).repeat(2, 2), 3) for _ in range(2))
+    )
     start = method.start()
     assert {name for name, value in start.items() if not value.any()} == {"layers.1.weight", "layers.1.bias"}
     step = MetaGradient(method)(episodes)

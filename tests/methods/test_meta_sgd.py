@@ -18,7 +18,7 @@ CLOSE = {"rtol": 1e-10, "atol": 1e-12}
 
 
 def one(episodes: Episode, i: int = 0) -> Episode:
-    return Episode(*(Examples(part.x[i], part.y[i]) for part in episodes))
+    return Episode(*(Examples(part.x[i], part.y[i], part.ways) for part in episodes))
 
 
 def smooth(steps: int = 2) -> MetaSGD:

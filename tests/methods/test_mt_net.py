@@ -5,10 +5,11 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import functional_call
 
 from mamllit.backbones import MLP, Conv4
 from mamllit.core.episode import Episode, Examples
+from mamllit.core.tree import vmap
 from mamllit.engine.meta_gradient import MetaGradient
 from mamllit.methods import MAML, MTNet
 from mamllit.objectives import Classification, Regression
@@ -17,7 +18,7 @@ CLOSE = {"rtol": 1e-9, "atol": 1e-11}
 
 
 def one(episodes: Episode, i: int = 0) -> Episode:
-    return Episode(*(Examples(part.x[i], part.y[i]) for part in episodes))
+    return Episode(*(Examples(part.x[i], part.y[i], part.ways) for part in episodes))
 
 
 def smooth(masked: bool, steps: int = 2, first_order: bool = False) -> MTNet:

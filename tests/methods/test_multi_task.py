@@ -19,11 +19,11 @@ CLOSE = {"rtol": 1e-8, "atol": 1e-10}
 
 
 def one(episodes: Episode, i: int = 0) -> Episode:
-    return Episode(*(Examples(part.x[i], part.y[i]) for part in episodes))
+    return Episode(*(Examples(part.x[i], part.y[i], part.ways) for part in episodes))
 
 
 def everything(episode: Episode) -> Examples:
-    return Examples(*(torch.cat(pair) for pair in zip(*episode, strict=True)))
+    return episode.support.joined(episode.query)
 
 
 def multi_task(**changes: Any) -> MultiTask:
@@ -60,7 +60,7 @@ def test_under_sgd_at_rate_1_the_meta_parameters_are_the_mean_of_all_networks(si
     for update in range(2):
         method.begin_iteration(update)
         rows = slice(3 * update, 3 * update + 3)
-        step = gradient(Episode(*(Examples(part.x[rows], part.y[rows]) for part in episodes)))
+        step = gradient(Episode(*(Examples(part.x[rows], part.y[rows], part.ways) for part in episodes)))
         for value, g in zip(method.parameters(), step.gradient.values(), strict=True):
             value.grad = g
         optimizer.step()

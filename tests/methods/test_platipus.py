@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
-from torch.func import functional_call, vmap
+from torch.func import functional_call
 
 from mamllit.backbones import MLP, Conv4
 from mamllit.core.episode import Episode, Examples
+from mamllit.core.tree import vmap
 from mamllit.engine.meta_gradient import MetaGradient
 from mamllit.methods import MAML, PLATIPUS
 from mamllit.methods.platipus import gaussian_kl
@@ -19,7 +20,7 @@ CLOSE = {"rtol": 1e-9, "atol": 1e-11}
 
 
 def one(episodes: Episode, i: int = 0) -> Episode:
-    return Episode(*(Examples(part.x[i], part.y[i]) for part in episodes))
+    return Episode(*(Examples(part.x[i], part.y[i], part.ways) for part in episodes))
 
 
 def smooth(steps: int = 2, first_order: bool = False, **changes: float) -> PLATIPUS:
@@ -128,7 +129,7 @@ def test_a_task_gets_the_same_models_alone_and_in_a_batch(sine_episodes: Callabl
     together = vmap(method.adapt)(support)
     assert not torch.equal(together["layers.0.weight"][0], together["layers.0.weight"][1])
     for i in range(4):
-        alone = method.adapt(Examples(support.x[i], support.y[i]))
+        alone = method.adapt(Examples(support.x[i], support.y[i], support.ways))
         torch.testing.assert_close(alone, {name: value[i] for name, value in together.items()}, **CLOSE)
 
 

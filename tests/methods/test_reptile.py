@@ -18,7 +18,7 @@ CLOSE = {"rtol": 1e-10, "atol": 1e-12}
 
 
 def one(episodes: Episode, i: int = 0) -> Episode:
-    return Episode(*(Examples(part.x[i], part.y[i]) for part in episodes))
+    return Episode(*(Examples(part.x[i], part.y[i], part.ways) for part in episodes))
 
 
 def reptile(inner_steps: int, inner_batch: int = 100, inner_optimizer: Any = "sgd", inner_lr: float = 0.02) -> Reptile:
@@ -27,7 +27,7 @@ def reptile(inner_steps: int, inner_batch: int = 100, inner_optimizer: Any = "sg
 
 
 def everything(episode: Episode) -> Examples:
-    return Examples(torch.cat([episode.support.x, episode.query.x]), torch.cat([episode.support.y, episode.query.y]))
+    return episode.support.joined(episode.query)
 
 
 def joint_gradient(method: Reptile, params: Any, examples: Examples) -> list[Tensor]:
@@ -114,7 +114,7 @@ def test_minibatches_go_round_through_one_order_of_the_examples(sine_episodes: C
     assert not torch.equal(whole, support.x)
     assert torch.equal(torch.cat([batches[2].x, batches[3].x]), whole)
     pairs = {(float(x), float(y)) for x, y in zip(support.x, support.y, strict=True)}
-    assert {(float(x), float(y)) for batch in batches for x, y in zip(*batch, strict=True)} == pairs
+    assert {(float(x), float(y)) for batch in batches for x, y in zip(batch.x, batch.y, strict=True)} == pairs
 
 
 def test_test_time_adaptation_sees_the_support_only_and_meta_training_all(sine_episodes: Callable[..., Episode]) -> None:

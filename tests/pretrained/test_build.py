@@ -27,7 +27,7 @@ def test_load_gives_the_method_with_its_weights(tmp_path: Path) -> None:
     assert isinstance(method, MAML)
     assert isinstance(method.objective, Classification)
     assert not method.training
-    support, query = Examples(torch.rand(6, 1, 16, 16), torch.arange(3).repeat_interleave(2)), torch.rand(4, 1, 16, 16)
+    support, query = Examples(torch.rand(6, 1, 16, 16), torch.arange(3).repeat_interleave(2), 3), torch.rand(4, 1, 16, 16)
     expected = original.predict(original.adapt(support, 2), query)
     assert torch.equal(method.predict(method.adapt(support, 2), query), expected)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mamllit.backbones import MLP, Conv4
 from mamllit.core.episode import Episode, Examples
+from mamllit.core.tree import flatten, take, tree_map, unflatten
 from mamllit.methods import MAML
 from mamllit.objectives import Classification, Regression
 
@@ -105,14 +106,14 @@ def episodes(row: Problem, tasks: int | None = None) -> Episode:
     """A seeded meta-batch in float32 on the CPU; `tasks` overrides the row's number (the first ones stay the same)."""
     tasks = row.tasks if tasks is None else tasks
     made = [_episode(row, torch.Generator().manual_seed(i)) for i in range(tasks)]
-    support, query = ([getattr(episode, part) for episode in made] for part in ("support", "query"))
-    return Episode(*(Examples(*(torch.stack(tensors) for tensors in zip(*part, strict=True))) for part in (support, query)))
+    tensors, structure = zip(*map(flatten, made), strict=True)
+    return unflatten(structure[0], [torch.stack(own) for own in zip(*tensors, strict=True)])
 
 
 def _episode(row: Problem, generator: torch.Generator) -> Episode:
     def images(per_class: int) -> Examples:
         x = torch.rand(row.ways * per_class, row.channels, row.side, row.side, generator=generator)
-        return Examples(x, torch.arange(row.ways).repeat_interleave(per_class))
+        return Examples(x, torch.arange(row.ways).repeat_interleave(per_class), row.ways)
 
     if row.channels > 0:
         return Episode(images(row.shots), images(row.queries))
@@ -129,7 +130,7 @@ def converted(batch: Episode, dtype: torch.dtype, device: str) -> Episode:
     def one(tensor: Tensor) -> Tensor:
         return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
 
-    return Episode(*(Examples(*(one(tensor) for tensor in part)) for part in batch))
+    return tree_map(one, batch)
 
 
 def sine_batches(row: Problem, steps: int, device: str) -> Iterator[Episode]:
@@ -142,5 +143,4 @@ def sine_batches(row: Problem, steps: int, device: str) -> Iterator[Episode]:
         many = data.build(data.draw(0, "train", row.shots, row.queries, first * row.tasks, block * row.tasks)).episodes
         many = converted(many, torch.float32, device)
         for i in range(min(block, steps - first)):
-            part = slice(i * row.tasks, (i + 1) * row.tasks)
-            yield Episode(*(Examples(examples.x[part], examples.y[part]) for examples in many))
+            yield take(many, i * row.tasks, (i + 1) * row.tasks)

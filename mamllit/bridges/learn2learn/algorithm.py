@@ -112,8 +112,7 @@ class Learn2Learn(Method):
         return learner
 
     def _loss(self, output: Tensor, examples: Examples, support: Examples) -> Tensor:
-        shots = support.x.shape[0] // self.objective.ways(output)
-        return reduced_loss(self.objective, output, examples, shots, self.reduction)
+        return reduced_loss(self.objective, output, examples, support.per_class, self.reduction)
 
 
 def _state(learner: nn.Module) -> Params:

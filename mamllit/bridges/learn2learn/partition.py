@@ -33,8 +33,8 @@ def episode_of(x: Tensor, y: Tensor, ways: int, shots: int) -> Episode:
     """Episodes of tasks that were partitioned: `x` [T, N * P, ...], `y` [T, N * P]."""
     x, y = x.unflatten(1, (ways, -1)), y.unflatten(1, (ways, -1))
     return Episode(
-        Examples(x[:, :, :shots].flatten(1, 2), y[:, :, :shots].flatten(1, 2)),
-        Examples(x[:, :, shots:].flatten(1, 2), y[:, :, shots:].flatten(1, 2)),
+        Examples(x[:, :, :shots].flatten(1, 2), y[:, :, :shots].flatten(1, 2), ways),
+        Examples(x[:, :, shots:].flatten(1, 2), y[:, :, shots:].flatten(1, 2), ways),
     )
 
 

@@ -42,7 +42,7 @@ def algorithm(name: str) -> nn.Module:
 
 
 def one(episodes: Episode, i: int) -> Episode:
-    return Episode(*(Examples(part.x[i], part.y[i]) for part in episodes))
+    return Episode(*(Examples(part.x[i], part.y[i], part.ways) for part in episodes))
 
 
 def learn2learn_loop(made: nn.Module, episodes: Episode, steps: int) -> tuple[float, dict[str, Tensor]]:
@@ -140,7 +140,7 @@ def test_a_network_with_one_module_in_two_places_is_left_alone(name: str) -> Non
     """learn2learn's OmniglotCNN: `base` is also in `features`."""
     made = BUILDERS[name](l2l.vision.models.OmniglotCNN(WAYS, 4))
     method = bridge.Learn2Learn(made, Classification(), 1)
-    support, query = (Examples(torch.rand(WAYS, 1, 28, 28), torch.arange(WAYS)) for _ in range(2))
+    support, query = (Examples(torch.rand(WAYS, 1, 28, 28), torch.arange(WAYS), WAYS) for _ in range(2))
     before = {key: (value, value.detach().clone()) for key, value in made.named_parameters()}
     with torch.no_grad():
         states = method.trajectory(support, 2)
@@ -173,7 +173,7 @@ def test_inductive_predictions_do_not_depend_on_each_other(image_episodes: Calla
     method = bridge.Learn2Learn(bridge.maml(network(), ALPHA), Classification(), 1)
     support, query = one(image_episodes(1, ways=WAYS), 0)
     state = method.adapt(support)
-    alone = Episode(support, Examples(query.x[:1], query.y[:1]))
+    alone = Episode(support, Examples(query.x[:1], query.y[:1], query.ways))
     whole = Episode(support, query)
     torch.testing.assert_close(predict(method, state, alone, "inductive"), predict(method, state, whole, "inductive")[:1])
     difference = predict(method, state, alone, "transductive") - predict(method, state, whole, "transductive")[:1]

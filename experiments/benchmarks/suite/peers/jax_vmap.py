@@ -14,6 +14,7 @@ from suite.problems import Problem, network
 
 NHWC = ("NHWC", "OIHW", "NHWC")
 Params = dict[str, jax.Array]
+Arrays = tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]  # an episode: support and query, x and y of each
 
 
 def forward(row: Problem, params: Params, x: jax.Array) -> jax.Array:
@@ -39,7 +40,7 @@ def forward(row: Problem, params: Params, x: jax.Array) -> jax.Array:
     return x @ params["head.weight"].T + params["head.bias"]
 
 
-def task_loss(row: Problem, params: Params, episode: Episode) -> jax.Array:
+def task_loss(row: Problem, params: Params, episode: Arrays) -> jax.Array:
     """The query loss of one task after the inner loop."""
 
     def loss(params: Params, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -68,17 +69,18 @@ class Jax:
         adam = optax.adam(1e-3)
         self.state = adam.init(self.params)
 
-        def mean_loss(params: Params, episodes: Episode) -> jax.Array:
+        def mean_loss(params: Params, episodes: Arrays) -> jax.Array:
             return batched(lambda episode: task_loss(row, params, episode))(episodes).mean()
 
-        def step(params: Params, state: optax.OptState, episodes: Episode) -> tuple[Params, optax.OptState]:
+        def step(params: Params, state: optax.OptState, episodes: Arrays) -> tuple[Params, optax.OptState]:
             updates, state = adam.update(jax.grad(mean_loss)(params, episodes), state)
             return optax.apply_updates(params, updates), state
 
         self._gradient, self._step = jax.jit(jax.grad(mean_loss)), jax.jit(step, donate_argnums=(0, 1))
 
-    def prepare(self, episodes: Episode) -> Episode:
-        return jax.tree.map(lambda tensor: jnp.asarray(tensor.numpy()), episodes)
+    def prepare(self, episodes: Episode) -> Arrays:
+        support, query = ((jnp.asarray(part.x.numpy()), jnp.asarray(part.y.numpy())) for part in episodes)
+        return support, query
 
     def gradient(self, batch: Episode) -> dict[str, Tensor]:
         return {name: torch.tensor(jax.device_get(value)) for name, value in self._gradient(self.params, batch).items()}

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mamllit.core.episode import Episode, Examples
+from mamllit.core.tree import count, item
 from suite.networks import loss, peer_network
 from suite.problems import Problem
 
@@ -26,8 +27,7 @@ class TorchLoop(ABC):
         return loss(self.row, output, y)
 
     def prepare(self, episodes: Episode) -> list[Episode]:
-        parts = zip(*episodes.support, *episodes.query, strict=True)
-        return [Episode(Examples(a, b), Examples(c, d)) for a, b, c, d in parts]
+        return [item(episodes, task) for task in range(count(episodes))]
 
     def backward(self, batch: list[Episode]) -> None:
         self.optimizer.zero_grad()
