@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mamllit.cli import TRAINER_DEFAULTS, MamllitCLI
+from mamllit.cli import TRAINER_DEFAULTS, MamllitCLI, names_a_system
 from mamllit.data import EpisodicDataModule
 from mamllit.systems import MetaLearner
 
@@ -37,13 +37,15 @@ class Parsed(MamllitCLI):
 
 
 def parse(*files: Path) -> Parsed:
+    arguments = [argument for file in files for argument in ("-c", str(file))]
     return Parsed(
         MetaLearner,
         EpisodicDataModule,
+        subclass_mode_model=names_a_system(arguments),
         subclass_mode_data=True,
         seed_everything_default=0,
         trainer_defaults=TRAINER_DEFAULTS,
-        args=[argument for file in files for argument in ("-c", str(file))],
+        args=arguments,
         run=False,
     )
 
@@ -96,12 +98,13 @@ def test_run_directory_and_group_mirror_the_path(path: Path) -> None:
 @each_cell
 def test_what_the_numbers_hang_on_is_written_down(path: Path) -> None:
     document = yaml.safe_load(path.read_text())
-    method = document["model"]["method"]["init_args"]
-    taken = inspect.signature(pkgutil.resolve_name(document["model"]["method"]["class_path"])).parameters
-    missing = {"reduction", "inner_lr", "inner_steps", "first_order"} & set(taken) - set(method)
+    settings = document["model"].get("method", document["model"])  # of the method, or of another system than `MetaLearner`
+    taken = inspect.signature(pkgutil.resolve_name(settings["class_path"])).parameters
+    missing = {"reduction", "inner_lr", "inner_steps", "first_order"} & set(taken) - set(settings["init_args"])
     assert not missing
     assert "seed_everything" in document
-    assert {"shots", "queries", "meta_batch_size"} <= set(document["data"]["init_args"])
+    data = document["data"]["init_args"]
+    assert ({"shots", "plain"} if "plain" in data else {"shots", "queries", "meta_batch_size"}) <= set(data)
 
 
 @each_cell

@@ -15,6 +15,7 @@ from typing import Any
 import lightning as L
 import torch
 import wandb
+import yaml
 from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -209,6 +210,20 @@ def _checkpoint(run: Path, asked: str | None) -> str:
     return str(path)
 
 
+def names_a_system(args: ArgsType = None) -> bool:
+    """Whether the command or one of its files names the class of the model (`model: {class_path: ...}`); where none does, the
+    model is a `MetaLearner`, and its settings stand under `model` themselves."""
+    given = sys.argv[1:] if args is None else args
+    if not isinstance(given, list):
+        return any("class_path" in (part.get("model") or {}) for part in (given, *given.values()) if hasattr(part, "get"))
+    files = [after for flag, after in zip(given, given[1:], strict=False) if flag in ("-c", "--config")]
+    files += [word.partition("=")[2] for word in given if word.startswith("--config=")]
+    if any(word == "--model" or word.startswith(("--model=", "--model.class_path")) for word in given):
+        return True
+    documents = (yaml.safe_load(Path(file).read_text(encoding="utf-8")) for file in files if Path(file).is_file())
+    return any(isinstance(document, dict) and "class_path" in (document.get("model") or {}) for document in documents)
+
+
 def run(args: ArgsType = None) -> MamllitCLI:
     """Run the command line with `args` (default: the process's), as LightningCLI does; returns it with its trainer."""
     inherited = RUN_DIR_VARIABLE in os.environ
@@ -216,6 +231,7 @@ def run(args: ArgsType = None) -> MamllitCLI:
         return MamllitCLI(
             MetaLearner,
             EpisodicDataModule,
+            subclass_mode_model=names_a_system(args),
             subclass_mode_data=True,
             seed_everything_default=0,
             trainer_defaults=TRAINER_DEFAULTS,

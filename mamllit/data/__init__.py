@@ -4,6 +4,7 @@ from mamllit.data.episodic import EpisodicDataModule, EvaluationSet
 from mamllit.data.image_folder import ImageFolderDataModule
 from mamllit.data.mini_imagenet import MiniImagenetDataModule
 from mamllit.data.omniglot import OmniglotDataModule
+from mamllit.data.plain import PlainBatch, PlainBatches
 from mamllit.data.regression.frequency_sine import FrequencySineDataModule
 from mamllit.data.regression.sine import SineDataModule
 from mamllit.data.regression.sine_line import SineLineDataModule
@@ -15,6 +16,8 @@ __all__ = [
     "ImageFolderDataModule",
     "MiniImagenetDataModule",
     "OmniglotDataModule",
+    "PlainBatch",
+    "PlainBatches",
     "SineDataModule",
     "SineLineDataModule",
 ]

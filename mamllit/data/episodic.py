@@ -183,6 +183,10 @@ class EpisodicDataModule(L.LightningDataModule, ABC):
                     drawn[step + i] = type(batches)(*(t[part] if t.dim() else t for t in batches))
             return drawn.pop(step)
 
+        return self._training_loader(draw)
+
+    def _training_loader(self, draw: Callable[[int], Any]) -> DataLoader:
+        """Endless draws, from the batch that the training has reached."""
         return self._loader(_Draws(draw, self._trained_on, None), _Resumable)
 
     def _trained_on(self) -> int:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mamllit.data.episodic import Protocol, TestEpisodes
 from mamllit.data.images import ImageDataModule
+from mamllit.data.plain import PlainBatches
 from mamllit.data.pool import ClassPool
 from mamllit.data.sources.image_folder import load_image_folder, refuse_small
 
@@ -29,6 +30,8 @@ class ImageFolderDataModule(ImageDataModule):
         train_classes, val_classes, test_classes: names of class folders, or a text file with one a line; all three or none. In
             place of the ratios; classes in none are left out.
         cache_dir: folder of the decoded images; by default `.mamllit-cache` in `root`.
+        test_shots: test with each of these numbers of shots; by default with `shots` alone.
+        plain: train on plain batches (see `PlainBatches`), for `mamllit.systems.PreTrainer`.
         seed, eval_seed, protocols, val_episodes, test_episodes, eval_batch_size, num_workers, standard_queries: see
             `EpisodicDataModule`.
 
@@ -60,10 +63,12 @@ class ImageFolderDataModule(ImageDataModule):
         test_episodes: TestEpisodes = None,
         eval_batch_size: int = 10,
         num_workers: int = 0,
+        test_shots: Sequence[int] | None = None,
+        plain: PlainBatches | None = None,
     ) -> None:
         super().__init__(
             ways, shots, queries, meta_batch_size, False, standard_queries, seed, eval_seed, protocols, val_episodes,
-            test_episodes, eval_batch_size, num_workers,
+            test_episodes, eval_batch_size, num_workers, plain, test_shots,
         )  # fmt: skip
         if channels not in (1, 3):
             raise ValueError(f"channels is {channels}; it must be 1 (grey) or 3 (RGB)")

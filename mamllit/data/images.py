@@ -6,9 +6,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from mamllit.core.episode import Episode, EpisodeBatch, Examples
 from mamllit.data.episodic import EpisodicDataModule, Protocol, TestEpisodes
+from mamllit.data.plain import PlainBatch, PlainBatches, PlainDraw, augment, classes_of, draw_plain
 from mamllit.data.pool import ClassPool
 from mamllit.data.sampler import SPLITS, draw_image_episodes
 
@@ -29,6 +31,8 @@ class ImageDataModule(EpisodicDataModule):
     Args:
         ways: N, classes per episode.
         rotate: turn each class of each episode by a random multiple of 90 degrees, in every split (the paper's Omniglot).
+        plain: train on plain batches of labelled images, not on episodes (for `mamllit.systems.PreTrainer`).
+        test_shots: test with each of these numbers of shots; by default with `shots` alone.
         (the others): see `EpisodicDataModule`.
 
     Raises:
@@ -50,6 +54,8 @@ class ImageDataModule(EpisodicDataModule):
         test_episodes: TestEpisodes,
         eval_batch_size: int,
         num_workers: int,
+        plain: PlainBatches | None = None,
+        test_shots: Sequence[int] | None = None,
     ) -> None:
         super().__init__(
             shots, queries, meta_batch_size, standard_queries, seed, eval_seed, protocols, val_episodes, test_episodes,
@@ -57,7 +63,10 @@ class ImageDataModule(EpisodicDataModule):
         )  # fmt: skip
         if ways < 2:
             raise ValueError(f"ways is {ways}; an episode needs at least 2 classes")
-        self.ways, self.rotate = ways, rotate
+        if test_shots is not None and (not test_shots or min(test_shots) < 1 or len(set(test_shots)) < len(test_shots)):
+            raise ValueError(f"test_shots is {list(test_shots)}; name numbers of shots >= 1, each once")
+        self.ways, self.rotate, self.plain = ways, rotate, plain
+        self._test_shots = (shots,) if test_shots is None else tuple(test_shots)
         self.pools: dict[str, ClassPool] = {}
         self._on_device: dict[tuple[str, torch.device], Tensor] = {}
 
@@ -65,11 +74,19 @@ class ImageDataModule(EpisodicDataModule):
     def load(self) -> dict[str, ClassPool]:
         """The pools of the splits "train", "val" and "test"."""
 
+    def test_shots(self) -> Sequence[int]:
+        return self._test_shots
+
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        if self.plain is not None and self.plain.batch_size % self._world()[1]:
+            raise ValueError(
+                f"plain.batch_size is {self.plain.batch_size}, the batch of all ranks together, and cannot be shared equally "
+                f"by {self._world()[1]} ranks; use a number of ranks that divides it, or another batch_size"
+            )
         if not self.pools:
             self.pools = self.load()
-        asked = [("train", self.shots + self.queries)] if stage == "fit" else []
+        asked = [("train", self.shots + self.queries)] if stage == "fit" and self.plain is None else []
         splits = {"fit": ("val",), "validate": ("val",), "test": ("test",)}.get(stage, ())
         asked += [(e.split, e.shots + e.queries) for split in splits for e in self.evaluation_sets(split)]  # type: ignore[arg-type]
         for split, per_class in asked:  # one draw each tells, before hours are spent
@@ -84,6 +101,37 @@ class ImageDataModule(EpisodicDataModule):
         )  # fmt: skip
         number, image, turns = map(torch.from_numpy, drawn)
         return ImageDraw(number, image, turns, torch.tensor(SPLITS.index(split)), torch.tensor(shots))
+
+    @property
+    def plain_classes(self) -> int:
+        """How many classes the labels of the plain batches tell apart; after `setup`, where `plain` is given."""
+        assert self.plain is not None
+        return classes_of(self.pools["train"].offsets, self.plain)
+
+    def train_dataloader(self) -> DataLoader:
+        if self.plain is None:
+            return super().train_dataloader()
+        plain, (rank, world), seed = self.plain, self._world(), self.seed
+        share = plain.batch_size // world
+
+        def draw(step: int) -> PlainDraw:
+            first = step * plain.batch_size + rank * share
+            return draw_plain(self.pools["train"].offsets, plain, seed, first, share)
+
+        return self._training_loader(draw)
+
+    def build_plain(self, drawn: PlainDraw) -> PlainBatch:
+        """The images of a plain batch, in [0, 1] and channels last."""
+        assert self.plain is not None
+        images = self._images("train", drawn.image.device).index_select(0, drawn.image)  # still bytes
+        if self.plain.rotated_classes:
+            images = rotate(images[:, None, None], drawn.turns[:, None])[:, 0, 0]
+        images = augment(images, drawn.window, drawn.flip, self.plain.crop)
+        x = images.to(torch.float32, memory_format=torch.channels_last).div_(255)
+        return PlainBatch(drawn.number, Examples(x, drawn.label))
+
+    def on_after_batch_transfer(self, batch: ImageDraw | PlainDraw, dataloader_idx: int) -> EpisodeBatch | PlainBatch:  # type: ignore[override]
+        return self.build_plain(batch) if isinstance(batch, PlainDraw) else self.build(batch)
 
     def build(self, drawn: ImageDraw) -> EpisodeBatch:
         pool, shots = self._images(SPLITS[int(drawn.split)], drawn.image.device), int(drawn.shots)

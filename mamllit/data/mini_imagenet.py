@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mamllit.data.episodic import Protocol, TestEpisodes
 from mamllit.data.images import ImageDataModule
+from mamllit.data.plain import PlainBatches
 from mamllit.data.pool import ClassPool
 from mamllit.data.sources.mini_imagenet import load_mini_imagenet
 
@@ -24,6 +25,8 @@ class MiniImagenetDataModule(ImageDataModule):
         image_size: side of the images in pixels; others are squeezed to it.
         download: fetch the pickles (1.8 GB) into `root` where nothing is found there.
         cache_dir: folder of the decoded images (1.3 GB); by default `.mamllit-cache` in `root`.
+        test_shots: test with each of these numbers of shots; by default with `shots` alone.
+        plain: train on plain batches (see `PlainBatches`), for `mamllit.systems.PreTrainer`.
         seed, eval_seed, protocols, val_episodes, test_episodes, eval_batch_size, num_workers, standard_queries: see
             `EpisodicDataModule`.
 
@@ -49,10 +52,12 @@ class MiniImagenetDataModule(ImageDataModule):
         test_episodes: TestEpisodes = None,
         eval_batch_size: int = 10,
         num_workers: int = 0,
+        test_shots: Sequence[int] | None = None,
+        plain: PlainBatches | None = None,
     ) -> None:
         super().__init__(
             ways, shots, queries, meta_batch_size, False, standard_queries, seed, eval_seed, protocols, val_episodes,
-            test_episodes, eval_batch_size, num_workers,
+            test_episodes, eval_batch_size, num_workers, plain, test_shots,
         )  # fmt: skip
         self.root, self.image_size, self.download, self.cache_dir = root, image_size, download, cache_dir
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from mamllit.data.episodic import Protocol, TestEpisodes
 from mamllit.data.images import ImageDataModule
+from mamllit.data.plain import PlainBatches
 from mamllit.data.pool import ClassPool
 from mamllit.data.sources.omniglot import load_omniglot
 
@@ -23,6 +24,8 @@ class OmniglotDataModule(ImageDataModule):
         resize: "nearest", what the paper's images really are, or "antialias".
         rotate: random quarter turns per class (the paper: in every split).
         download: fetch the official zips into `root` where nothing is found there.
+        test_shots: test with each of these numbers of shots; by default with `shots` alone.
+        plain: train on plain batches (see `PlainBatches`), for `mamllit.systems.PreTrainer`.
         seed, eval_seed, protocols, val_episodes, test_episodes, eval_batch_size, num_workers, standard_queries: see
             `EpisodicDataModule`.
 
@@ -49,10 +52,12 @@ class OmniglotDataModule(ImageDataModule):
         test_episodes: TestEpisodes = None,
         eval_batch_size: int = 50,
         num_workers: int = 0,
+        test_shots: Sequence[int] | None = None,
+        plain: PlainBatches | None = None,
     ) -> None:
         super().__init__(
             ways, shots, queries, meta_batch_size, rotate, standard_queries, seed, eval_seed, protocols, val_episodes,
-            test_episodes, eval_batch_size, num_workers,
+            test_episodes, eval_batch_size, num_workers, plain, test_shots,
         )  # fmt: skip
         self.root, self.split, self.resize, self.download = root, split, resize, download
 

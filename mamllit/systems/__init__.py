@@ -1,5 +1,6 @@
 """The LightningModules."""
 
 from mamllit.systems.meta_learner import MetaLearner
+from mamllit.systems.pretrain import PreTrainer
 
-__all__ = ["MetaLearner"]
+__all__ = ["MetaLearner", "PreTrainer"]

@@ -185,6 +185,10 @@ class MetaLearner(L.LightningModule):
             self._check_ways(data)
 
     def _check_ways(self, data: EpisodicDataModule) -> None:
+        if getattr(data, "plain", None) is not None:
+            raise ValueError(
+                f"the data gives plain batches ({data.plain}), and MetaLearner trains on episodes; leave `plain` out"  # type: ignore[attr-defined]
+            )
         backbone = getattr(self.method, "backbone", None)
         outputs = getattr(backbone, "out_features", None)
         if outputs is not None and outputs != data.ways:

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from mamllit.data.images import ImageDataModule
+from mamllit.data.plain import PlainBatches
 from mamllit.data.pool import ClassPool
 
 CLASSES, DRAWINGS, SIDE = 8, 6, 8
@@ -13,11 +14,18 @@ class ToyImages(ImageDataModule):
     """Eight classes per split, six 8x8 images each: a random pattern per class, and noise."""
 
     def __init__(
-        self, ways: int = 3, shots: int = 1, queries: int = 2, meta_batch_size: int = 4, test_episodes: int = 5
+        self,
+        ways: int = 3,
+        shots: int = 1,
+        queries: int = 2,
+        meta_batch_size: int = 4,
+        test_episodes: int = 5,
+        plain: PlainBatches | None = None,
     ) -> None:
         super().__init__(
             ways, shots, queries, meta_batch_size, rotate=False, standard_queries=3, seed=None, eval_seed=0,
             protocols=("standard",), val_episodes=4, test_episodes=test_episodes, eval_batch_size=2, num_workers=0,
+            plain=plain,
         )  # fmt: skip
 
     def load(self) -> dict[str, ClassPool]:
