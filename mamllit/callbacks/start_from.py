@@ -6,7 +6,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from mamllit import pretrained
@@ -45,7 +44,9 @@ class StartFrom(L.Callback):
             return
         if self.run_file is not None:
             saved = torch.load(self.run_file, map_location="cpu", weights_only=True, mmap=True)
-            rank_zero_info(take_what_fits(pl_module, saved["state_dict"], self.run_file))
+            said = take_what_fits(pl_module, saved["state_dict"], self.run_file)
+            if trainer.is_global_zero:
+                print(said)
             self.origin = {"name": str(self.run_file), "steps_done": saved["global_step"], "seed": None}
         if self.file is not None:
             assert isinstance(pl_module, MetaLearner)

@@ -44,10 +44,10 @@ def make(head: str = "linear", **changes: Any) -> PreTrainer:
 
 @pytest.mark.parametrize("head", ["linear", "cosine"])
 def test_it_learns_the_classes_and_is_judged_by_episodes(head: str) -> None:
-    data, trainer = ToyImages(plain=PlainBatches(16)), make_trainer(80, limit_val_batches=None, val_check_interval=80)
+    data, trainer = ToyImages(plain=PlainBatches(16)), make_trainer(40, limit_val_batches=None, val_check_interval=40)
     learner = make(head)
     trainer.fit(learner, data)
-    assert float(trainer.callback_metrics["train/accuracy"]) > 0.6  # chance is 1 / 8
+    assert float(trainer.callback_metrics["train/accuracy"]) > 0.5  # chance is 1 / 8
     (evaluation,) = data.evaluation_sets("val")
     judged = evaluate(learner.method, data.episodes(evaluation).episodes, 0)
     assert learner.summaries["val"].mean.tolist() == [float(judged.double().mean())]
@@ -132,7 +132,7 @@ def test_a_run_of_the_command_line_resumes_exactly_and_starts_another(tmp_path: 
     best = weights(whole, "best")
     for name in begun:
         assert (name in best and torch.equal(begun[name], best[name])) != name.startswith("method.backbone.head"), name
-    said = " ".join(capfd.readouterr().err.split()) + " "
+    said = capfd.readouterr().out
     assert "took 12 of the model's 14 tensors, method.backbone.convs.0.weight," in said
     assert "left as they were: method.backbone.head.weight, method.backbone.head.bias" in said
     assert "not used of the file: head.weight, head.bias" in said
