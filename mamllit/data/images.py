@@ -128,7 +128,7 @@ class ImageDataModule(EpisodicDataModule):
             images = rotate(images[:, None, None], drawn.turns[:, None])[:, 0, 0]
         images = augment(images, drawn.window, drawn.flip, self.plain.crop)
         x = images.to(torch.float32, memory_format=torch.channels_last).div_(255)
-        return PlainBatch(drawn.number, Examples(x, drawn.label))
+        return PlainBatch(drawn.number, Examples(x, drawn.label, self.plain_classes))
 
     def on_after_batch_transfer(self, batch: ImageDraw | PlainDraw, dataloader_idx: int) -> EpisodeBatch | PlainBatch:  # type: ignore[override]
         return self.build_plain(batch) if isinstance(batch, PlainDraw) else self.build(batch)

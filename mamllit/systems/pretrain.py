@@ -113,7 +113,7 @@ class PreTrainer(MetaLearner):
         """The loss was looked at when it was logged."""
 
     def training_step(self, batch: PlainBatch, batch_idx: int) -> Tensor:  # type: ignore[override]
-        x, y = batch.examples
+        x, y = batch.examples.x, batch.examples.y
         logits = self.head(self.backbone(x))
         loss = F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
         if (self.global_step + 1) % self.log_every == 0:
@@ -145,7 +145,7 @@ class NearestMean(Method):
     def predict(self, state: Examples, x: Tensor) -> Tensor:
         features = F.normalize(self.backbone(torch.cat([state.x, x])), dim=-1)  # together: the norm may be by their statistics
         support, query = features[: len(state.x)], features[len(state.x) :]
-        means = F.one_hot(state.y).to(features.dtype).mT @ support
+        means = F.one_hot(state.y, state.ways).to(features.dtype).mT @ support
         return query @ F.normalize(means, dim=-1).mT
 
 

@@ -62,7 +62,8 @@ def test_a_loaders_batches_are_the_images_of_the_pool(workers: int) -> None:
     loader = iter(data.train_dataloader())
     for _ in range(3):
         draw = next(loader)
-        x, y = data.build_plain(draw).examples
+        examples = data.build_plain(draw).examples
+        x, y = examples.x, examples.y
         for i in range(16):
             image = data.pools["train"].images[draw.image[i]]
             assert torch.equal(x[i], torch.rot90(image, int(draw.turns[i]), (1, 2)) / 255)

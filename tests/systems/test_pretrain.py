@@ -62,9 +62,9 @@ def test_a_step_is_that_of_plain_pytorch() -> None:
     optimizer = sgd(plain.parameters())
     scheduler, batches = cycle(optimizer), iter(other.train_dataloader())
     for _ in range(5):
-        x, y = other.build_plain(next(batches)).examples
+        batch = other.build_plain(next(batches)).examples
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(plain.head(plain.backbone(x)), y).backward()
+        torch.nn.functional.cross_entropy(plain.head(plain.backbone(batch.x)), batch.y).backward()
         optimizer.step()
         scheduler.step()
     for name, value in learner.state_dict().items():
@@ -184,7 +184,7 @@ def test_what_fits_goes_by_name_and_shape() -> None:
 def test_the_nearest_mean_is_that_of_features_of_unit_length() -> None:
     method = NearestMean(nn.Identity())
     support = torch.tensor([[1.0, 0.0], [0.0, 3.0], [-1.0, 0.0]])
-    task = method.adapt(Examples(support, torch.tensor([0, 0, 1])))
+    task = method.adapt(Examples(support, torch.tensor([0, 0, 1]), 2))
     scores = method.predict(task, torch.tensor([[0.0, 2.0], [2.0, 2.0], [-3.0, 1.0]]))
     half = 0.5**0.5  # the mean of (1, 0) and (0, 1) points to (1, 1)
     torch.testing.assert_close(scores[0], torch.tensor([half, 0.0]))
