@@ -115,7 +115,7 @@ class Conv4(nn.Module):
             side = -(-side // 2) if downsample == "stride" else side // 2
         if side < 1:
             raise ValueError(f"image_size is {image_size}; four 2x2 poolings need at least 16")
-        features = filters if downsample == "stride" else filters * side**2
+        self.feature_size = features = filters if downsample == "stride" else filters * side**2
         self.head = nn.Linear(features, out_features) if out_features is not None else None
         if self.head is not None:
             nn.init.zeros_(self.head.bias)

@@ -21,7 +21,7 @@ class MLP(nn.Module):
     Args:
         in_features: size of a flattened input.
         hidden: sizes of the hidden layers.
-        out_features: number of outputs (classes, or 1).
+        out_features: number of outputs (classes, or 1); None leaves the last layer off, and the features come out.
         norm: batch statistics norm before each activation.
         activation: "relu", or "tanh" where a smooth net is wanted (finite differences).
         init: "torch" for `nn.Linear`'s default; "paper" for the authors' truncated normal (std 0.01, cut at two std),
@@ -34,7 +34,7 @@ class MLP(nn.Module):
         self,
         in_features: int,
         hidden: Sequence[int],
-        out_features: int,
+        out_features: int | None,
         norm: bool = False,
         activation: Activation = "relu",
         init: Literal["torch", "paper"] = "torch",
@@ -46,7 +46,11 @@ class MLP(nn.Module):
             raise ValueError(f"init is {init!r}; it must be 'torch' or 'paper'")
         self.in_features, self.out_features, self.activation = in_features, out_features, activation
         sizes = [in_features, *hidden]
-        layers = [nn.Linear(a, b) for a, b in zip(sizes, [*hidden, out_features], strict=True)]
+        if out_features is None and not hidden:
+            raise ValueError("hidden is empty and out_features None, so no layer is left; give one of them")
+        self.feature_size = sizes[-1]
+        outputs = [*hidden, *([] if out_features is None else [out_features])]
+        layers = [nn.Linear(a, b) for a, b in zip(sizes, outputs, strict=False)]
         self.layers = nn.ModuleList(layers)
         self.norms = nn.ModuleList(BatchStatNorm(size) for size in hidden) if norm else None
         if init == "paper":
@@ -55,14 +59,14 @@ class MLP(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     @property
-    def head(self) -> nn.Module:
-        """The last layer."""
-        return self.layers[-1]
+    def head(self) -> nn.Module | None:
+        """The last layer; None where it was left off."""
+        return None if self.out_features is None else self.layers[-1]
 
     def features(self, x: Tensor) -> Tensor:
         """What the last layer sees, [n, features]; the flattened input where it is the only one."""
         x = x.flatten(1)
-        for depth in range(len(self.layers) - 1):
+        for depth in range(len(self.layers) - (self.out_features is not None)):
             x = self.layers[depth](x)
             if self.norms is not None:
                 x = self.norms[depth](x)
@@ -70,4 +74,5 @@ class MLP(nn.Module):
         return x
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x))
+        features = self.features(x)
+        return features if self.head is None else self.head(features)

@@ -141,7 +141,7 @@ class Staged:
         support, whole = flatten(episodes.support)[0], flatten(episodes)[0]
         with torch.enable_grad():
             leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
-            state, self.state = flatten(functional_call(self.verbs, leaves, (type(self.method).start,)))
+            state, self.state = flatten(functional_call(self.verbs, leaves, (type(self.method).start, episodes.ways)))
             weights = self.method.outer_weights()
             losses = []
             for number in range(self.method.inner_steps):

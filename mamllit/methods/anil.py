@@ -10,6 +10,7 @@ linear layer. For that the network says what its features and its head are, as `
 `MAML(..., frozen=[everything but the head])`, with the departures of `mamllit.methods.maml`.
 """
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -17,6 +18,7 @@ from mamllit.core.episode import Episode, Examples
 from mamllit.core.inner_loop import Params, adapted_parameters, gradient_step
 from mamllit.methods.base import Method
 from mamllit.methods.checks import check_inner_loop, task_loss
+from mamllit.methods.parts.head import BIAS, WEIGHT, Head, HeadStart
 from mamllit.objectives import Objective, Reduction
 
 
@@ -24,8 +26,9 @@ class ANIL(Method):
     """Learn features on which `inner_steps` gradient steps of the head solve a task.
 
     Args:
-        backbone: a network with a method `features` and a module `head`, such as `Conv4` and `MLP`.
-        objective, inner_lr, inner_steps, reduction, first_order: as in `MAML`.
+        backbone: a network with a method `features` and a module `head`, such as `Conv4` and `MLP`; where the method has a head
+            of its own, a network that gives features.
+        objective, inner_lr, inner_steps, reduction, first_order, head: as in `MAML`.
 
     The state is the head's parameters.
 
@@ -41,10 +44,12 @@ class ANIL(Method):
         inner_steps: int,
         reduction: Reduction,
         first_order: bool = False,
+        head: HeadStart = "learned",
     ) -> None:
         super().__init__()
         check_inner_loop(backbone, inner_lr, inner_steps, reduction)
-        if not hasattr(backbone, "features") or not isinstance(getattr(backbone, "head", None), nn.Module):
+        own = head == "learned"
+        if own and (not hasattr(backbone, "features") or not isinstance(getattr(backbone, "head", None), nn.Module)):
             raise ValueError(
                 f"{type(backbone).__name__} has no method `features` or no module `head`, so ANIL cannot tell what to adapt; "
                 "give it both, with forward(x) = head(features(x))"
@@ -52,7 +57,8 @@ class ANIL(Method):
         self.backbone, self.objective = backbone, objective
         self.inner_lr, self.inner_steps = inner_lr, inner_steps
         self.reduction, self.first_order = reduction, first_order
-        self.adapted = adapted_parameters(backbone.head)
+        self.head = Head(head, backbone)
+        self.adapted = adapted_parameters(backbone.head) if own else list(self.head.names)  # type: ignore[arg-type]
 
     def trajectory(self, support: Examples, steps: int) -> list[Params]:
         if steps < 0:
@@ -62,8 +68,7 @@ class ANIL(Method):
         def support_loss(params: Params) -> Tensor:
             return task_loss(self.objective, self._head(params, features), support, support, self.reduction)
 
-        own = dict(self.inner_module.named_parameters())
-        states: list[Params] = [{name: own[name] for name in self.adapted}]
+        states = [self._start(support.ways, features)]
         for _ in range(steps):
             states.append(gradient_step(support_loss, states[-1], states[-1], self.inner_lr, self.first_order))
         return states
@@ -80,13 +85,19 @@ class ANIL(Method):
         return task_loss(self.objective, output, episode.query, episode.support, self.reduction), logs
 
     @property
-    def inner_module(self) -> nn.Module:
-        head = self.backbone.head
-        assert isinstance(head, nn.Module)
-        return head
+    def inner_module(self) -> nn.Module | None:
+        return self.backbone.head if self.head.kind == "learned" else None  # type: ignore[return-value]
+
+    def _start(self, ways: int, features: Tensor) -> Params:
+        if self.inner_module is None:
+            return self.head.start(ways, features)
+        own = dict(self.inner_module.named_parameters())
+        return {name: own[name] for name in self.adapted}
 
     def _features(self, x: Tensor) -> Tensor:
-        return self.backbone.features(x)  # type: ignore[operator]
+        return self.backbone(x) if self.inner_module is None else self.backbone.features(x)  # type: ignore[operator]
 
     def _head(self, params: Params, features: Tensor) -> Tensor:
+        if self.inner_module is None:
+            return F.linear(features, params[WEIGHT], params[BIAS])
         return functional_call(self.inner_module, params, (features,))

@@ -87,8 +87,8 @@ class InnerLoopMethod(Method):
     inner_steps: int
 
     @abstractmethod
-    def start(self) -> Params:
-        """The state before any step."""
+    def start(self, ways: int) -> Params:
+        """The state before any step, for tasks of N `ways`."""
 
     @abstractmethod
     def step(self, state: Params, support: Examples) -> Params:
@@ -105,7 +105,7 @@ class InnerLoopMethod(Method):
     def trajectory(self, support: Examples, steps: int) -> list[Params]:
         if steps < 0:
             raise ValueError(f"steps is {steps}; the inner loop needs a number of steps >= 0")
-        states = [self.start()]
+        states = [self.start(support.ways)]
         for _ in range(steps):
             states.append(self.step(states[-1], support))
         return states

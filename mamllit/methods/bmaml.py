@@ -79,7 +79,7 @@ class BMAML(InnerLoopMethod):
         copies = range(particles - 1)
         self.others = nn.ParameterList(torch.stack([_shuffled(own[name]) for _ in copies]) for name in self.own if copies)
 
-    def start(self) -> Params:
+    def start(self, ways: int) -> Params:
         """All particles, [P, ...] per parameter; the first is the backbone."""
         first = {name: value for name, value in self.backbone.named_parameters() if name in self.adapted}
         state = {name: value.expand(self.particles, *value.shape) for name, value in first.items()}

@@ -75,7 +75,7 @@ class CAVIA(InnerLoopMethod):
         weight = torch.empty(outputs, context_size).uniform_(-(inputs**-0.5), inputs**-0.5)  # as nn.Linear
         self.from_context = nn.Parameter(weight)
 
-    def start(self) -> Params:
+    def start(self, ways: int) -> Params:
         return {CONTEXT: self.from_context.detach().new_zeros(self.context_size)}
 
     def step(self, state: Params, support: Examples) -> Params:

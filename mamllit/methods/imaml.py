@@ -66,11 +66,11 @@ class IMAML(InnerLoopMethod):
         self.proximity, self.cg_steps, self.damping = proximity, cg_steps, damping
         self.adapted = adapted_parameters(backbone, frozen)
 
-    def start(self) -> Params:
+    def start(self, ways: int) -> Params:
         return {name: value.detach() for name, value in self.backbone.named_parameters() if name in self.adapted}
 
     def step(self, state: Params, support: Examples) -> Params:
-        theta = self.start()
+        theta = self.start(support.ways)
         gradient = grad(lambda params: self._loss({**self._frozen(True), **params}, support, support))(state)
         pull = {name: self.proximity * (value - theta[name]) for name, value in state.items()}
         return {name: value - self.inner_lr * (gradient[name] + pull[name]) for name, value in state.items()}

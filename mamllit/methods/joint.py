@@ -49,7 +49,7 @@ class JointTraining(InnerLoopMethod):
         self.inner_lr, self.inner_steps, self.reduction = inner_lr, inner_steps, reduction
         self.adapted = adapted_parameters(backbone, frozen)
 
-    def start(self) -> Params:
+    def start(self, ways: int) -> Params:
         return {name: value for name, value in self.backbone.named_parameters() if name in self.adapted}
 
     def step(self, state: Params, support: Examples) -> Params:
@@ -63,7 +63,7 @@ class JointTraining(InnerLoopMethod):
         return functional_call(self.backbone, state, (x,))
 
     def meta_loss(self, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.outer_loss(self.start(), episode)
+        return self.outer_loss(self.start(episode.ways), episode)
 
     def outer_loss(self, state: Params, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean loss of `state` on all examples of the task, support and query."""

@@ -75,7 +75,7 @@ class LLAMA(InnerLoopMethod):
         self.layers = [layer for layer in weight_layers(backbone) if names_in(layer)[0] in self.adapted]
         check_layers(backbone, self.layers)
 
-    def start(self) -> Params:
+    def start(self, ways: int) -> Params:
         return {name: value for name, value in self.backbone.named_parameters() if name in self.adapted}
 
     def step(self, state: Params, support: Examples) -> Params:

@@ -9,19 +9,15 @@ the batch norm shift is meta-learned but not adapted (frozen).
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
-import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from mamllit.core.episode import Episode, Examples
 from mamllit.core.inner_loop import Params, adapted_parameters, gradient_step
 from mamllit.methods.base import InnerLoopMethod
 from mamllit.methods.checks import check_inner_loop, task_loss
+from mamllit.methods.parts.head import Head, HeadStart
 from mamllit.objectives import Objective, Reduction
-
-HeadStart = Literal["learned", "zero"]
 
 
 class MAML(InnerLoopMethod):
@@ -36,12 +32,11 @@ class MAML(InnerLoopMethod):
             inner gradient N times that of "mean".
         first_order: drop the second derivatives (section 5.2, "first-order approximation").
         frozen: shell patterns of backbone parameters that the inner loop leaves alone.
-        head: where the last layer, `backbone.head`, starts in every task: "learned" with the rest (the paper), or at "zero",
-            which is not meta-learned and halves the meta-iterations to a given accuracy (Kao et al., ICLR 2022).
+        head: where the last layer starts in every task: "learned" with the rest (the paper), at "zero", or "shared", one vector
+            for all classes; the last two adapt to any number of classes (see `mamllit.methods.parts.head`).
 
     Raises:
-        ValueError: for a backbone with running buffers, a negative number of steps or step size, or an unknown head; for a
-            zero head where the backbone has none, or where the inner loop would never move it.
+        ValueError: for a backbone with running buffers, a negative number of steps or step size; see `Head` for its own.
     """
 
     def __init__(
@@ -61,35 +56,20 @@ class MAML(InnerLoopMethod):
         self.inner_lr, self.inner_steps = inner_lr, inner_steps
         self.reduction, self.first_order = reduction, first_order
         self.adapted = adapted_parameters(backbone, frozen)
-        self.zeroed = self._zeroed(head)
+        self.head = Head(head, backbone)
 
-    def _zeroed(self, head: HeadStart) -> frozenset[str]:
-        """Names of the parameters that start at zero in every task."""
-        if head not in ("learned", "zero"):
-            raise ValueError(f"head is {head!r}; it must be 'learned' or 'zero'")
-        if head == "learned":
-            return frozenset()
-        layer = getattr(self.backbone, "head", None)
-        if not isinstance(layer, nn.Module):
-            raise ValueError(f"head is 'zero', but {type(self.backbone).__name__} has no module `head`; use head: learned")
-        own = {id(value) for value in layer.parameters()}
-        names = frozenset(name for name, value in self.backbone.named_parameters() if id(value) in own)
-        if fixed := sorted(names.difference(self.adapted)):
-            raise ValueError(f"head is 'zero', but the inner loop does not adapt {fixed}; take them out of frozen")
-        return names
-
-    def start(self) -> Params:
-        state = {name: value for name, value in self.backbone.named_parameters() if name in self.adapted}
-        return {name: torch.zeros_like(value) if name in self.zeroed else value for name, value in state.items()}
+    def start(self, ways: int) -> Params:
+        own = {name: value for name, value in self.backbone.named_parameters() if name in self.adapted}
+        return {**own, **self.head.start(ways, next(iter(own.values())))}
 
     def step(self, state: Params, support: Examples) -> Params:
         def support_loss(params: Params) -> Tensor:
             return self._loss(self.predict(params, support.x), support, support)
 
-        return gradient_step(support_loss, state, self.adapted, self.inner_lr, self.first_order)
+        return gradient_step(support_loss, state, [*self.adapted, *self.head.names], self.inner_lr, self.first_order)
 
     def predict(self, state: Params, x: Tensor) -> Tensor:
-        return functional_call(self.backbone, state, (x,))
+        return self.head.output(self.backbone, state, x)
 
     def outer_loss(self, state: Params, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
         output = self.predict(state, episode.query.x)

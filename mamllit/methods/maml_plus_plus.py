@@ -19,13 +19,13 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from mamllit.backbones import BatchStatNorm
 from mamllit.core.episode import Episode, Examples
 from mamllit.core.inner_loop import Params, adapted_parameters, gradient_step
 from mamllit.methods.base import InnerLoopMethod
 from mamllit.methods.checks import check_inner_loop, task_loss
+from mamllit.methods.parts.head import Head, HeadStart
 from mamllit.objectives import Objective, Reduction
 
 DONE = "done"  # beside the parameters in a state: the number of steps done
@@ -36,7 +36,8 @@ class MAMLPlusPlus(InnerLoopMethod):
     """MAML with the three switches of the module's docstring.
 
     Args:
-        backbone, objective, inner_lr, reduction, first_order, frozen: as in `MAML`; inner_lr is where learned rates begin.
+        backbone, objective, inner_lr, reduction, first_order, frozen, head: as in `MAML`; learned rates begin at
+            inner_lr.
         inner_steps: N, gradient steps per task in meta-training, >= 1.
         multi_step_epochs: epochs over which the multi-step loss is annealed (the authors: 15 on mini-ImageNet, 10 on
             Omniglot); 0 for the last step's loss alone from the beginning.
@@ -62,6 +63,7 @@ class MAMLPlusPlus(InnerLoopMethod):
         first_order: bool = False,
         frozen: Sequence[str] = ("*.beta", "*.gamma"),
         epoch_iterations: int = 500,
+        head: HeadStart = "learned",
     ) -> None:
         super().__init__()
         check_inner_loop(backbone, inner_lr, inner_steps, reduction)
@@ -81,8 +83,10 @@ class MAMLPlusPlus(InnerLoopMethod):
             raise ValueError(f"per_step_norm is true, but {type(backbone).__name__} has no BatchStatNorm; use false")
         parameters = dict(backbone.named_parameters())
         self.adapted = adapted_parameters(backbone, (*frozen, *self.norm_names))
-        self.rated = list(self.adapted)  # the names of `rates`; a layer frozen later keeps its own, unused
-        rates = [torch.full((inner_steps,), inner_lr, device=parameters[name].device) for name in self.adapted]
+        self.head = Head(head, backbone)
+        self.rated = [*self.adapted, *self.head.names]  # the names of `rates`; a layer frozen later keeps its own, unused
+        device = next(iter(parameters.values())).device
+        rates = [torch.full((inner_steps,), inner_lr, device=device) for _ in self.rated]
         self.rates = nn.ParameterList(rates) if learned_rates else None
         self.norms = nn.ParameterList(parameters[name].detach().expand(inner_steps, -1).clone() for name in self.norm_names)
         for name in self.norm_names:
@@ -98,9 +102,10 @@ class MAMLPlusPlus(InnerLoopMethod):
         other = max(1 / steps - self.epoch / (steps * epochs), FLOOR / steps)
         return (*(other,) * (steps - 1), 1 - (steps - 1) * other)
 
-    def start(self) -> Params:
+    def start(self, ways: int) -> Params:
         own = {name: value for name, value in self.backbone.named_parameters() if name in self.adapted}
-        return {**own, DONE: next(iter(own.values())).new_zeros(())}
+        like = next(iter(own.values()))
+        return {**own, **self.head.start(ways, like), DONE: like.new_zeros(())}
 
     def step(self, state: Params, support: Examples) -> Params:
         def support_loss(params: Params) -> Tensor:
@@ -110,12 +115,12 @@ class MAMLPlusPlus(InnerLoopMethod):
         if self.rates is not None:
             pairs = zip(self.rated, self.rates, strict=True)
             rates = {name: self._of_step(rate, state[DONE]) for name, rate in pairs}
-        params = {name: state[name] for name in self.adapted}
-        return {**gradient_step(support_loss, params, self.adapted, rates, self.first_order), DONE: state[DONE] + 1}
+        params = {name: value for name, value in state.items() if name != DONE}
+        return {**gradient_step(support_loss, params, list(params), rates, self.first_order), DONE: state[DONE] + 1}
 
     def predict(self, state: Params, x: Tensor) -> Tensor:
         """By the norm of the step that led to `state`, as the authors do."""
-        return self._output({name: state[name] for name in self.adapted}, state[DONE] - 1, x)
+        return self._output({name: value for name, value in state.items() if name != DONE}, state[DONE] - 1, x)
 
     def outer_loss(self, state: Params, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
         output = self.predict(state, episode.query.x)
@@ -129,7 +134,7 @@ class MAMLPlusPlus(InnerLoopMethod):
 
     def _output(self, params: Params, number: Tensor, x: Tensor) -> Tensor:
         norms = {name: self._of_step(value, number) for name, value in zip(self.norm_names, self.norms, strict=True)}
-        return functional_call(self.backbone, {**params, **norms}, (x,))
+        return self.head.output(self.backbone, {**params, **norms}, x)
 
     def _loss(self, output: Tensor, examples: Examples, support: Examples) -> Tensor:
         return task_loss(self.objective, output, examples, support, self.reduction)

@@ -14,12 +14,12 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from mamllit.core.episode import Episode, Examples
 from mamllit.core.inner_loop import Params, adapted_parameters, gradient_step
 from mamllit.methods.base import InnerLoopMethod
 from mamllit.methods.checks import check_inner_loop, task_loss
+from mamllit.methods.parts.head import Head, HeadStart
 from mamllit.objectives import Objective, Reduction
 
 
@@ -27,7 +27,8 @@ class MetaSGD(InnerLoopMethod):
     """MAML with a learned, signed step size per parameter.
 
     Args:
-        backbone, objective, inner_steps, reduction, frozen: as in `MAML`.
+        backbone, objective, inner_steps, reduction, frozen, head: as in `MAML`. The rows of a head that starts at zero or
+            shared share their step sizes, one per feature and one for the bias.
         inner_lr: bounds between which the step sizes are drawn, uniformly and each for itself, before meta-training (the
             paper: 0.005 and 0.1); equal bounds give all the same.
 
@@ -45,6 +46,7 @@ class MetaSGD(InnerLoopMethod):
         inner_lr: tuple[float, float] = (0.005, 0.1),
         inner_steps: int = 1,
         frozen: Sequence[str] = ("*.beta", "*.gamma"),
+        head: HeadStart = "learned",
     ) -> None:
         super().__init__()
         low, high = inner_lr
@@ -54,25 +56,29 @@ class MetaSGD(InnerLoopMethod):
         self.backbone, self.objective, self.inner_steps, self.reduction = backbone, objective, inner_steps, reduction
         parameters = dict(backbone.named_parameters())
         self.adapted = adapted_parameters(backbone, frozen)
-        self.rated = list(self.adapted)  # the names of `rates`; a layer frozen later keeps its own, unused
-        self.rates = nn.ParameterList(torch.empty_like(parameters[name]).uniform_(low, high) for name in self.adapted)
+        self.head = Head(head, backbone)
+        rated = {name: parameters[name] for name in self.adapted}
+        rated |= {name: row[0] for name, row in self.head.start(1, next(iter(rated.values()))).items()}
+        self.rated = list(rated)  # the names of `rates`; a layer frozen later keeps its own, unused
+        self.rates = nn.ParameterList(torch.empty_like(value).uniform_(low, high) for value in rated.values())
 
     def learned_rates(self) -> Params:
         """The step sizes by the name of the parameter that they move, each of its shape; without gradient."""
         return {name: rate.detach() for name, rate in zip(self.rated, self.rates, strict=True)}
 
-    def start(self) -> Params:
-        return {name: value for name, value in self.backbone.named_parameters() if name in self.adapted}
+    def start(self, ways: int) -> Params:
+        own = {name: value for name, value in self.backbone.named_parameters() if name in self.adapted}
+        return {**own, **self.head.start(ways, next(iter(own.values())))}
 
     def step(self, state: Params, support: Examples) -> Params:
         def support_loss(params: Params) -> Tensor:
             return self._loss(self.predict(params, support.x), support, support)
 
         rates = dict(zip(self.rated, self.rates, strict=True))
-        return gradient_step(support_loss, state, self.adapted, rates, first_order=False)
+        return gradient_step(support_loss, state, list(state), rates, first_order=False)
 
     def predict(self, state: Params, x: Tensor) -> Tensor:
-        return functional_call(self.backbone, state, (x,))
+        return self.head.output(self.backbone, state, x)
 
     def outer_loss(self, state: Params, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
         output = self.predict(state, episode.query.x)

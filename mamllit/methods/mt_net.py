@@ -70,7 +70,7 @@ class MTNet(InnerLoopMethod):
         start = torch.logit(torch.tensor(probability))
         self.mask_logits = nn.ParameterList(start.expand(size).clone() for size in sizes) if masked else None
 
-    def start(self) -> Params:
+    def start(self, ways: int) -> Params:
         return {name: value for name, value in self.backbone.named_parameters() if name in self.adapted}
 
     def masks(self, support: Examples) -> list[Tensor]:

@@ -94,7 +94,7 @@ class MultiTask(InnerLoopMethod):
 
     # ---- the average, adapted ------------------------------------------------------------------------------------
 
-    def start(self) -> Params:
+    def start(self, ways: int) -> Params:
         return dict(self.backbone.named_parameters())
 
     def step(self, state: Params, support: Examples) -> Params:

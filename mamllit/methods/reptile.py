@@ -67,7 +67,7 @@ class Reptile(InnerLoopMethod):
         self.inner_optimizer = inner_optimizer
         self.adapted = adapted_parameters(backbone, frozen)
 
-    def start(self) -> Params:
+    def start(self, ways: int) -> Params:
         own = {name: value.detach() for name, value in self.backbone.named_parameters() if name in self.adapted}
         state = {**own, DONE: next(iter(own.values())).new_zeros(())}
         if self.inner_optimizer == "adam":

@@ -131,7 +131,7 @@ def test_chaser_meta_gradient_equals_finite_differences_with_the_leader_held(
     original = svgd.kernel
     episodes = sine_episodes(2)
     method = smooth("chaser")
-    bandwidth = original(method.start())[1].detach()
+    bandwidth = original(method.start(1))[1].detach()
     monkeypatch.setattr(
         svgd, "kernel", lambda p: (torch.exp(-original(p)[0].log().neg() * original(p)[1] / bandwidth), bandwidth)
     )
@@ -159,7 +159,7 @@ def test_every_particle_is_meta_learned(loss: str, sine_episodes: Callable[..., 
 
 def test_particles_begin_as_draws_of_the_same_initialisation() -> None:
     method = BMAML(MLP(1, [40, 40], 1), Regression(), 0.1, 1, "mean", particles=5)
-    state = method.start()
+    state = method.start(1)
     for name, value in method.backbone.named_parameters():
         assert state[name].shape == (5, *value.shape)
         assert torch.equal(state[name][0], value)
@@ -174,8 +174,8 @@ def test_shared_parameters_begin_in_common_and_exist_once(image_episodes: Callab
     method = BMAML(net, Classification(), 0.1, 1, "mean", particles=3, shared=["convs.*"], likelihood=2.0)
     numbers = sum(value.numel() for value in method.parameters())
     assert numbers == sum(value.numel() for value in net.parameters()) + 2 * sum(v.numel() for v in net.head.parameters())
-    assert torch.equal(method.start()["convs.1.weight"][0], method.start()["convs.1.weight"][2])
-    assert not torch.equal(method.start()["head.weight"][0], method.start()["head.weight"][2])
+    assert torch.equal(method.start(1)["convs.1.weight"][0], method.start(1)["convs.1.weight"][2])
+    assert not torch.equal(method.start(1)["head.weight"][0], method.start(1)["head.weight"][2])
     state = method.adapt(one(image_episodes(1, side=16, dtype=torch.float32)).support)
     assert not torch.equal(state["convs.1.weight"][0], state["convs.1.weight"][2])
 

@@ -35,7 +35,7 @@ def test_a_context_of_zero_is_the_plain_network(
     make: Any, image_episodes: Callable[..., Episode], sine_episodes: Callable[..., Episode]
 ) -> None:
     method, x = make(), (image_episodes(1) if make is on_images else sine_episodes(1)).query.x[0]
-    assert torch.equal(method.predict(method.start(), x), method.backbone(x))
+    assert torch.equal(method.predict(method.start(1), x), method.backbone(x))
 
 
 @pytest.mark.parametrize("make", [on_sine, on_images])

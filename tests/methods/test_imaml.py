@@ -93,8 +93,8 @@ def test_damping_is_added_to_the_identity(sine_episodes: Callable[..., Episode])
     """With lambda so large that H / lambda vanishes, damping 1 halves the gradient."""
     episode, method = one(sine_episodes(1)), on_sine(0, proximity=1e12)
     damped = IMAML(method.backbone, Regression(), 0.02, 0, "mean", 1e12, damping=1.0)
-    for name, value in method.implicit_gradient(method.start(), episode).items():
-        torch.testing.assert_close(damped.implicit_gradient(method.start(), episode)[name], value / 2)
+    for name, value in method.implicit_gradient(method.start(1), episode).items():
+        torch.testing.assert_close(damped.implicit_gradient(method.start(1), episode)[name], value / 2)
 
 
 def test_conjugate_gradients_solve_and_stay_at_the_solution() -> None:

@@ -84,10 +84,10 @@ def test_the_term_is_added_with_its_weight(image_episodes: Callable[..., Episode
 def test_sampled_labels_have_the_expected_fisher_on_average(image_episodes: Callable[..., Episode]) -> None:
     method, support = smooth("sampled"), one(image_episodes(1)).support
     exact = LLAMA(method.backbone, Classification(), 0.2, 2, "mean", damping=0.1)
-    expected = exact.curvature(method.start(), support.x, support)["layers.2"].outputs.detach()
+    expected = exact.curvature(method.start(1), support.x, support)["layers.2"].outputs.detach()
 
     def sampled(other: Examples) -> Tensor:
-        return method.curvature(method.start(), support.x, other)["layers.2"].outputs.detach()
+        return method.curvature(method.start(1), support.x, other)["layers.2"].outputs.detach()
 
     found = vmap(sampled)(image_episodes(3000).support)  # each support set brings other numbers
     assert found.std(0).max() > 0.05

@@ -1,6 +1,5 @@
 """MAML against numbers worked out by hand and against learn2learn's implementation."""
 
-import re
 from collections.abc import Callable
 
 import pytest
@@ -187,35 +186,3 @@ def test_a_negative_number_of_steps_is_refused() -> None:
     method = MAML(MLP(1, [4], 1), Regression(), 0.01, 1, "mean")
     with pytest.raises(ValueError, match=r"steps is -1; the inner loop needs a number of steps >= 0"):
         method.adapt(Examples(torch.rand(3, 1), torch.rand(3, 1)), steps=-1)
-
-
-# ---- a head that starts at zero ------------------------------------------------------------------------------------
-
-
-def test_zero_head_starts_each_task_at_zero_and_trains_the_rest(assert_meta_gradient_is_the_slope) -> None:
-    torch.manual_seed(0)
-    method = MAML(MLP(4, [6], 3, activation="tanh").double(), Classification(), 0.3, 2, "sum_over_shots", head="zero")
-    episodes = Episode(
-        *(Examples(torch.randn(2, 6, 4, dtype=torch.float64), torch.arange(3).repeat(2, 2), 3) for _ in range(2))
-    )
-    start = method.start()
-    assert {name for name, value in start.items() if not value.any()} == {"layers.1.weight", "layers.1.bias"}
-    step = MetaGradient(method)(episodes)
-    assert not step.gradient["method.backbone.layers.1.weight"].any()
-    assert step.gradient["method.backbone.layers.0.weight"].norm() > 1e-3
-    for value in method.backbone.head.parameters():  # not meta-learned
-        value.requires_grad_(False)
-    assert_meta_gradient_is_the_slope(method, episodes)
-
-
-@pytest.mark.parametrize(
-    ("net", "more", "text"),
-    [
-        (MLP(4, [6], 3), {"head": "nought"}, "head is 'nought'; it must be 'learned' or 'zero'"),
-        (nn.Linear(4, 3), {"head": "zero"}, "Linear has no module `head`; use head: learned"),
-        (MLP(4, [6], 3), {"head": "zero", "frozen": ["layers.1.bias"]}, "does not adapt ['layers.1.bias']"),
-    ],
-)
-def test_heads_that_are_refused(net: nn.Module, more: dict, text: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(text)):
-        MAML(net, Classification(), 0.1, 1, "mean", **more)

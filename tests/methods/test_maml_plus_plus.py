@@ -159,7 +159,7 @@ def test_a_prediction_takes_the_norm_of_the_step_before_it_and_a_step_its_own(im
         for name, norm in zip(method.norm_names, method.norms, strict=True):
             if name == "norms.3.beta":
                 norm.copy_(torch.tensor([[1.0], [2.0]]).expand(2, 4))
-    state, found = method.start(), []
+    state, found = method.start(1), []
     for _ in range(4):
         seen.clear()
         method.predict(state, episode.query.x)

@@ -53,7 +53,7 @@ def test_the_derivative_by_a_step_size_is_minus_the_product_of_the_gradients(sin
         leaves = {name: value.detach().requires_grad_() for name, value in point.items()}
         return torch.autograd.grad(F.mse_loss(method.predict(leaves, examples.x), examples.y), list(leaves.values()))
 
-    support = gradient(method.start(), episode.support)
+    support = gradient(method.start(1), episode.support)
     query = gradient(method.adapt(episode.support), episode.query)
     by_rate = torch.autograd.grad(method.meta_loss(episode)[0], list(method.rates))
     assert len(names) == len(by_rate) == 6

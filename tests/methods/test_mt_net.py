@@ -76,7 +76,7 @@ def test_all_bits_one_is_the_t_net(sine_episodes: Callable[..., Episode]) -> Non
 def test_all_bits_zero_leaves_every_layer_alone(sine_episodes: Callable[..., Episode]) -> None:
     method = smooth(True)
     set_logits(method, -1e6)
-    start, state = method.start(), method.adapt(one(sine_episodes(1)).support, 3)
+    start, state = method.start(1), method.adapt(one(sine_episodes(1)).support, 3)
     assert all(torch.equal(start[name], state[name]) for name in start)
 
 
@@ -85,7 +85,7 @@ def test_a_step_moves_the_product_by_the_metric(sine_episodes: Callable[..., Epi
     support = one(sine_episodes(1)).support
     for masked in (False, True):
         method = smooth(masked, steps=1)
-        before = {name: value.detach() for name, value in method.warped(method.start()).items()}
+        before = {name: value.detach() for name, value in method.warped(method.start(1)).items()}
         after = method.warped(method.adapt(support))
         leaves = {name: value.clone().requires_grad_() for name, value in before.items()}
         loss = method.objective.loss(functional_call(method.backbone, leaves, (support.x,)), support.y)
@@ -106,7 +106,7 @@ def test_the_warp_is_a_one_by_one_convolution_of_each_layers_outputs(downsample:
         for warp in method.warps:
             warp.add_(0.3 * torch.randn_like(warp))
     x = torch.rand(6, 1, 16, 16, dtype=torch.float64)
-    warped = method.predict(method.start(), x)
+    warped = method.predict(method.start(1), x)
     assert [name.split(".")[0] for name in method.layers] == ["convs"] * 4 + ["head"]
     for name, warp in zip(method.layers, method.warps, strict=True):
         layer = method.backbone.get_submodule(name)
@@ -121,7 +121,7 @@ def test_pytorch_convolutions_are_warped_alike() -> None:
         method.warps[0].copy_(torch.randn(3, 3))
     x = torch.rand(2, 1, 4, 4, dtype=torch.float64)
     expected = net[2](torch.einsum("oc,nchw->nohw", method.warps[0], net[0](x)).flatten(1))
-    torch.testing.assert_close(method.predict(method.start(), x), expected, **CLOSE)
+    torch.testing.assert_close(method.predict(method.start(1), x), expected, **CLOSE)
 
 
 # ---- the meta-gradient ---------------------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ def test_the_logits_gradient_is_that_of_the_soft_bits(sine_episodes: Callable[..
     method, episode = smooth(True, steps=1), one(sine_episodes(1))
     assert method.mask_logits is not None
     found = torch.autograd.grad(method.meta_loss(episode)[0], list(method.mask_logits))
-    start, state = method.start(), {name: v.detach().requires_grad_() for name, v in method.adapt(episode.support).items()}
+    start, state = method.start(1), {name: v.detach().requires_grad_() for name, v in method.adapt(episode.support).items()}
 
     def of(state: dict[str, Tensor], part: Examples) -> dict[str, Tensor]:
         loss = method.objective.loss(method.predict(state, part.x), part.y)
