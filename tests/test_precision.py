@@ -105,3 +105,24 @@ def test_the_trainer_s_plugin_is_obeyed_in_training_and_test(precision: str, use
     assert training == set(seen) == {torch.bfloat16}
     assert all(value.dtype == torch.float32 for value in learner.parameters())
     assert learner.summaries["standard[5]"].mean.isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("64-true", torch.float64), ("bf16-true", torch.bfloat16), ("16-true", torch.float16)]
+)
+@pytest.mark.parametrize("name", ["stride", "mlp"])
+def test_true_precision_with_images(precision: str, dtype: torch.dtype, name: str, tmp_path: Path) -> None:
+    """The data modules build images of float32 whatever the Trainer's precision; the network's decides."""
+    net = Conv4(1, 4, 3, 8, "stride") if name == "stride" else MLP(64, [8], 3, norm=True)
+    learner = MetaLearner(MAML(net, Classification(), 0.1, 1, "mean"), eval_steps=1)
+    trainer = L.Trainer(
+        max_steps=2, precision=precision, accelerator="cpu", logger=False, enable_checkpointing=False,  # type: ignore[arg-type]
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path, num_sanity_val_steps=0,
+    )  # fmt: skip
+    before = [value.clone() for value in learner.parameters()]
+    trainer.fit(learner, ToyImages())
+    assert all(value.dtype == dtype for value in learner.parameters())
+    assert any(not torch.equal(a.to(dtype), b) for a, b in zip(before, learner.parameters(), strict=True))
+    trainer.test(learner, ToyImages(), verbose=False)
+    assert learner.summaries["standard[5]"].mean.isfinite().all()

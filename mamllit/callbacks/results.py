@@ -106,7 +106,7 @@ class ResultWriter(L.Callback):
         """Mean and 95% interval after each number of steps; for regression also the median and the diverged share."""
         objective = learner.method.objective
         steps = [s for s in self.table_steps if s <= learner.eval_steps]
-        batch_norm = "" if learner.method.transductive else " (no batch norm)"
+        batch_norm = "" if learner.transductive else " (no batch norm)"
         title = f"{objective.metric_name} on meta-test after n gradient steps{batch_norm}"
         per_class = " per class" if objective.higher_is_better else ""
         table = Table("meta-test episodes", "", *(f"{s} step{'s' * (s != 1)}" for s in steps), title=title)
@@ -144,7 +144,7 @@ class ResultWriter(L.Callback):
         result |= {
             "method": type(learner.method).__name__,
             "metric": learner.method.objective.metric_name,
-            "transductive": learner.method.transductive,
+            "transductive": learner.transductive,
             "steps_done": trainer.global_step if stage == "fit" else learner.trained_steps,
             "seed": getattr(trainer.datamodule, "seed", None),  # type: ignore[attr-defined]
             "command": sys.argv,

@@ -1,6 +1,7 @@
 """How well a method does on the query sets of a batch of episodes, after each number of inner steps.
 
-Batch norm on batch statistics makes two honest readings of one adapted model. "transductive" (the MAML paper's): the query
+Batch norm on batch statistics (anybody's: what a prediction depends on is found by trying, `mamllit.engine.trial.company`)
+makes two honest readings of one adapted model. "transductive" (the MAML paper's): the query
 batch is normalised by itself, so a prediction depends on the other query images. "inductive": by the statistics of the
 support under the adapted weights, so each query image is predicted by itself.
 """
@@ -13,9 +14,10 @@ from torch import Tensor
 
 from mamllit.backbones.norm import statistics_from
 from mamllit.core.episode import Episode
-from mamllit.core.tree import count, take, tree_map, vmap
+from mamllit.core.tree import count, item, take, tree_map, vmap
 from mamllit.engine.looped import each
-from mamllit.engine.meta_gradient import chunk_size
+from mamllit.engine.meta_gradient import Execution, chunk_size, in_precision_of
+from mamllit.engine.trial import Company, Finding, company, remembered, running, try_out
 from mamllit.kernels.matmul import fast_products
 from mamllit.methods.base import Method, State
 
@@ -34,22 +36,31 @@ def predict(method: Method, state: State, episode: Episode, batch_norm: BatchNor
     """Output for the query of one episode, [n, ...]; see the module for `batch_norm`, which is all one without batch norm.
 
     Inductive is the prediction for support and query together, normalised by the support, of which the query's rows are
-    kept: right for every method whose `predict` treats the examples separately but for the norm.
+    kept: right for every method whose `predict` treats the examples separately but for the norm. Where a network lets the
+    examples act on each other in another manner, each query example is predicted beside the support alone.
     """
     if batch_norm == "transductive":
         return method.predict(state, episode.query.x)
-    rows = episode.support.x.shape[0]
-    with statistics_from(rows):
-        return method.predict(state, torch.cat([episode.support.x, episode.query.x]))[rows:]
+    support, query, found = episode.support.x, episode.query.x, company(method) or Company("norm")
+    rows = support.shape[0]
+    if found.kind == "other":
+        return torch.cat([method.predict(state, torch.cat([support, x[None]]))[rows:] for x in query])
+    with running(found.operators), statistics_from(rows):
+        return method.predict(state, torch.cat([support, query]))[rows:]
 
 
-def readings(method: Method, episodes: Episode, steps: int, batch_norms: Sequence[BatchNorm]) -> dict[BatchNorm, Tensor]:
+def readings(
+    method: Method, episodes: Episode, steps: int, batch_norms: Sequence[BatchNorm], execution: Execution = "auto"
+) -> dict[BatchNorm, Tensor]:
     """The objective's metric on the query sets after 0, 1, ... inner steps, once per way of normalising.
 
     Adapts once and predicts as often as there are `batch_norms`. Each value is [T, steps + 1] ([T, 1] without inner loop).
     On a CPU the episodes run in vectorised chunks (see `mamllit.engine.meta_gradient.chunk_size`): on Omniglot with 15 queries
     50 episodes at once took 1.5 times as long as 5 at a time, and ten times the memory. A chunk of one episode
     (mini-ImageNet) runs without `vmap`, which takes less time.
+
+    `execution`: "loop" runs all episodes one by one, a number no more than so many at
+    once; a network that `vmap` does not run, or not rightly, is run one by one in any case.
     Runs under `no_grad`, which `torch.func.grad` inside the inner loop does not heed: so no graph through the steps is kept.
     """
 
@@ -64,10 +75,28 @@ def readings(method: Method, episodes: Episode, steps: int, batch_norms: Sequenc
 
     method.heed_frozen()
     with torch.inference_mode(False), torch.no_grad(), fast_products(episodes.support.x):
-        episodes, size = ordinary(episodes), chunk_size("auto", episodes, CHUNK)
-        run = vmap(one) if method.vectorised and size > 1 else each(one)
-        parts = [run(take(episodes, i, i + size)) for i in range(0, count(episodes), size)]
+        episodes = in_precision_of(method, ordinary(episodes))
+        company(method, item(episodes, 0))
+        size = chunk_size("loop" if execution == "loop" else "auto", episodes, CHUNK)
+        size = min(size, execution) if isinstance(execution, int) else size
+        finding = remembered(method, "prediction", lambda: try_out(method, episodes, _predictions, "predictions"))
+        one_by_one = not (method.vectorised and finding.vectorised)
+        run = each(one) if one_by_one or size == 1 else vmap(one)
+        with running(finding.operators):
+            parts = [run(take(episodes, i, i + size)) for i in range(0, count(episodes), size)]
         return {batch_norm: torch.cat([part[batch_norm] for part in parts]) for batch_norm in batch_norms}
+
+
+def _predictions(method: Method, way: Finding, episodes: Episode) -> Tensor:
+    """The predictions after 0, 1 and 2 inner steps as one vector, for a trial; made `way`."""
+
+    def one(episode: Episode) -> dict[str, Tensor]:
+        states = method.trajectory(episode.support, 2)
+        return {"outputs": torch.stack([method.predict(state, episode.query.x) for state in states])}
+
+    with torch.no_grad(), running(way.operators):
+        run = vmap(one) if way.vectorised else each(one)
+        return run(episodes)["outputs"].flatten()
 
 
 def evaluate(method: Method, episodes: Episode, steps: int, inductive: bool = False) -> Tensor:

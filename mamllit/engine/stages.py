@@ -19,6 +19,7 @@ from mamllit.core.inner_loop import Params
 from mamllit.core.tree import Structure, count, flatten, item, tree_map, unflatten, vmap
 from mamllit.engine.compiling import Backend, Compiler, Function
 from mamllit.engine.recompute import Recomputed
+from mamllit.engine.trial import Operators, running
 from mamllit.methods.base import InnerLoopMethod, Method
 
 Memory = Literal["keep", "recompute"]
@@ -33,25 +34,38 @@ class MetaStep(NamedTuple):
 
 
 class Verbs(nn.Module):
-    """Gives `functional_call` a forward, so that a method's verbs run on parameters handed in from outside."""
+    """Gives `functional_call` a forward, so that a method's verbs run on parameters handed in from outside.
 
-    def __init__(self, method: Method) -> None:
+    `operators`: with which operators of PyTorch, see `mamllit.engine.trial.running`.
+    """
+
+    def __init__(self, method: Method, operators: Operators) -> None:
         super().__init__()
-        self.method = method
+        self.method, self.operators = method, operators
 
     def forward(self, function: Callable, *args):
-        return function(self.method, *args)
+        if self.operators == "torch":
+            return function(self.method, *args)
+        with running(self.operators):
+            return function(self.method, *args)
 
 
 class Whole:
     """Loss and gradient of any method's `meta_loss`, as one function.
 
     `names` are those of the meta-parameters, `structure` is that of the episodes, `backend` how the function is compiled,
-    None for not at all.
+    None for not at all; `operators`: see `Verbs`.
     """
 
-    def __init__(self, method: Method, names: list[str], structure: Structure, backend: Backend | None) -> None:
-        self.verbs, self.names, self.structure = Verbs(method), names, structure
+    def __init__(
+        self,
+        method: Method,
+        names: list[str],
+        structure: Structure,
+        backend: Backend | None,
+        operators: Operators = "torch",
+    ) -> None:
+        self.verbs, self.names, self.structure = Verbs(method, operators), names, structure
         self.logged: list[str] = []
         self.run: Function = self._run if backend is None else Compiler(backend)(self._run)
 
@@ -84,9 +98,15 @@ class Staged:
     """
 
     def __init__(
-        self, method: InnerLoopMethod, names: list[str], structure: Structure, backend: Backend | None, memory: Memory
+        self,
+        method: InnerLoopMethod,
+        names: list[str],
+        structure: Structure,
+        backend: Backend | None,
+        memory: Memory,
+        operators: Operators = "torch",
     ) -> None:
-        self.method, self.verbs, self.names, self.memory = method, Verbs(method), names, memory
+        self.method, self.verbs, self.names, self.memory = method, Verbs(method, operators), names, memory
         self.episodes, self.support = structure, structure.parts[0]
         self.state = Structure(dict, (), ())
         self.logged: list[str] = []

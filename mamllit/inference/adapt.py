@@ -23,6 +23,7 @@ from torch import Tensor
 from mamllit.core.episode import Episode, Examples
 from mamllit.data.preparation import Preparation
 from mamllit.engine.evaluation import BATCH_NORMS, BatchNorm, predict
+from mamllit.engine.trial import company
 from mamllit.inference.contact_sheet import contact_sheet
 from mamllit.inference.images import as_ink, known_preparation, left_out, query_files, read_images, support_files
 from mamllit.methods import Method
@@ -165,6 +166,7 @@ def classify(method: Method, support: Examples, query_x: Tensor, steps: int, bat
         return Examples(x, torch.zeros(len(x), dtype=torch.int64), support.ways)
 
     with torch.no_grad():  # the gradients of the inner loop are torch.func's, which does not heed this
+        company(method, Episode(support, unlabelled(query_x)))
         state = method.adapt(support, steps)
         parts = [predict(method, state, Episode(support, unlabelled(part)), batch_norm) for part in query_x.split(together)]
     return torch.cat(parts).softmax(-1)

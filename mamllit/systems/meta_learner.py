@@ -10,11 +10,13 @@ from torch import Tensor
 
 from mamllit.core.episode import EpisodeBatch
 from mamllit.core.metrics import EpisodeMetric, Summary
+from mamllit.core.tree import item, tree_map
 from mamllit.data import EpisodicDataModule, EvaluationSet
 from mamllit.engine.compiling import should_compile
 from mamllit.engine.evaluation import BATCH_NORMS, BatchNorm, readings
 from mamllit.engine.meta_gradient import Execution, MetaGradient
 from mamllit.engine.stages import Memory, MetaStep
+from mamllit.engine.trial import company
 from mamllit.kernels.malloc import keep_memory
 from mamllit.methods import Method
 from mamllit.systems.groups import parameter_groups
@@ -113,6 +115,8 @@ class MetaLearner(L.LightningModule):
     def on_fit_start(self) -> None:
         skip_empty_hooks(self.trainer)
         skip_driver_checks(self.device)
+        if isinstance(data := getattr(self.trainer, "datamodule", None), EpisodicDataModule):
+            self._find_company(data)
         setting = False if self.compile_setting == "auto" and not self.method.vectorised else self.compile_setting
         compiled = should_compile(setting, int(self.trainer.max_steps), self.device)
         self.meta_gradient = MetaGradient(self.method, self.execution, compiled, self.memory)
@@ -197,6 +201,17 @@ class MetaLearner(L.LightningModule):
                 "give both the same number"
             )
 
+    @property
+    def transductive(self) -> bool:
+        """Whether a prediction depends on the other query examples, as a trial has shown; before one, by the method's word."""
+        found = company(self.method)
+        return self.method.transductive if found is None else found.kind != "none"
+
+    def _find_company(self, data: EpisodicDataModule) -> None:
+        (first,) = data.evaluation_sets("val")[:1]
+        batch = data.episodes(first, 0, 1).episodes
+        company(self.method, tree_map(lambda tensor: tensor.to(self.device), item(batch, 0)))
+
     def _start_evaluation(self, split: Literal["val", "test"]) -> None:
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, EpisodicDataModule):
@@ -206,13 +221,14 @@ class MetaLearner(L.LightningModule):
             )
         self.evaluation_sets = data.evaluation_sets(split)
         asked = self.batch_norm if split == "test" else BATCH_NORMS[:1]
-        self.readings = readings_of(self.evaluation_sets, asked if self.method.transductive else (None,))
+        self._find_company(data)
+        self.readings = readings_of(self.evaluation_sets, asked if self.transductive else (None,))
         self.metrics = {reading.name: EpisodeMetric(self.diverged_above).to(self.device) for reading in self.readings}
 
     def _evaluate(self, batch: EpisodeBatch, dataloader_idx: int) -> None:
         evaluation = self.evaluation_sets[dataloader_idx]
         own = [reading for reading in self.readings if reading.evaluation == evaluation]
-        values = readings(self.method, batch.episodes, self.eval_steps, [reading.way for reading in own])
+        values = readings(self.method, batch.episodes, self.eval_steps, [reading.way for reading in own], self.execution)
         for reading in own:
             self.metrics[reading.name].update(batch.number, values[reading.way])
 
