@@ -23,6 +23,7 @@ from torch.nn.utils import parametrizations
 
 import mamllit.backbones
 from mamllit.backbones import MLP, BatchStatNorm, Conv4
+from mamllit.backbones.heads import CosineHead
 from mamllit.core.episode import Episode, Examples
 from mamllit.core.tree import item, tree_map
 from mamllit.engine.evaluation import BATCH_NORMS, evaluate, predict, readings
@@ -334,6 +335,7 @@ ROWS: dict[str, Row] = {
     "mamllit Conv4, strided": Row(lambda: Conv4(2, 4, WAYS, 16, "stride"), (2, 16, 16)),
     "mamllit Conv4, max-pooling": Row(lambda: Conv4(2, 4, WAYS, 16, "max_pool", norm_scale=True), (2, 16, 16)),
     "mamllit MLP with BatchStatNorm": Row(lambda: MLP(12, [8, 8], WAYS, norm=True), (12,)),
+    "mamllit CosineHead": Row(lambda: nn.Sequential(nn.Linear(12, 8), nn.Tanh(), CosineHead(8, WAYS)), (12,)),
     "mamllit BatchStatNorm in a net of torch.nn": flat(lambda: BatchStatNorm(8, scale=True)),
 }
 

@@ -15,6 +15,7 @@ import torch
 
 from mamllit.backbones import MLP, Conv4
 from mamllit.core.episode import Episode, Examples
+from mamllit.core.tree import flatten
 from mamllit.engine import meta_gradient as engine
 from mamllit.engine.meta_gradient import MetaGradient
 from mamllit.engine.stages import Whole
@@ -53,7 +54,7 @@ def test_whole_equals_staged(image_episodes: Callable[..., Episode]) -> None:
     method, episodes = conv_method("stride", 2), image_episodes(3, side=16)
     meta_gradient = MetaGradient(method, "vmap")
     params = {name: value.detach() for name, value in zip(meta_gradient.names(), method.parameters(), strict=True)}
-    whole = Whole(method, meta_gradient.names(), backend=None)(params, episodes)
+    whole = Whole(method, meta_gradient.names(), flatten(episodes)[1], backend=None)(params, episodes)
     torch.testing.assert_close(meta_gradient(episodes)._asdict(), whole._asdict(), **CLOSE)
 
 
