@@ -32,7 +32,11 @@ class Objective(Protocol):
 
 
 class Classification:
-    """Softmax cross-entropy on logits [n, N] and labels [n]; reports accuracy."""
+    """Softmax cross-entropy on logits [n, N] and labels [n]; reports accuracy.
+
+    Where m classes share the largest logit, each is right in 1 / m of the cases: a network that gives constants scores 1 / N,
+    in whichever order the classes come. An output that is not a number is wrong.
+    """
 
     metric_name = "accuracy"
     higher_is_better = True
@@ -41,8 +45,9 @@ class Classification:
         return F.cross_entropy(output, y)
 
     def metric(self, output: Tensor, y: Tensor) -> Tensor:
-        hits = (output.argmax(-1) == y).to(torch.promote_types(output.dtype, torch.float32))  # bf16 would round the mean
-        return hits.mean()
+        best = output == output.amax(-1, keepdim=True)
+        hit = best.gather(-1, y[..., None])[..., 0].to(torch.promote_types(output.dtype, torch.float32))  # bf16 would round
+        return (hit / best.sum(-1).clamp(min=1)).mean()
 
     def fisher_roots(self, output: Tensor) -> Tensor:
         """sqrt(p_c) (e_c - p) for each class c: their products sum to diag(p) - p p'."""

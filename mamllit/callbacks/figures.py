@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mamllit.core.episode import Episode
+from mamllit.core.tree import item, tree_map
 from mamllit.data import EpisodicDataModule, EvaluationSet
 from mamllit.engine.evaluation import ordinary
 from mamllit.figures.plotting import classification_adaptation, learning_curve, regression_adaptation
@@ -87,7 +88,7 @@ def _regression(
     curves: dict[int, list[Tensor]] = {s: [] for s in steps}
     truth = []
     for task in range(tasks):
-        episode = Episode(*(type(part)(part.x[task].to(device), part.y[task].to(device)) for part in batch))
+        episode = tree_map(lambda tensor: tensor.to(device), item(batch, task))
         for s, output in outputs_after(method, episode, data.inputs(evaluation, task, x), steps).items():
             curves[s].append(output[:, 0])
         truth.append(data.truth(evaluation, task, x.cpu()))  # type: ignore[attr-defined]
@@ -101,7 +102,7 @@ def _classification(
 ) -> Figure:
     device = next(method.parameters()).device
     batch = data.episodes(evaluation, 0, 1).episodes
-    episode = Episode(*(type(part)(part.x[0].to(device), part.y[0].to(device)) for part in batch))
+    episode = tree_map(lambda tensor: tensor.to(device), item(batch, 0))
     logits = outputs_after(method, episode, episode.query.x, list(range(max(steps) + 1)))
     shown = slice(0, None, max(evaluation.queries, 1))  # one query image of each class
     return classification_adaptation(

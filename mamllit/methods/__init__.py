@@ -4,16 +4,22 @@ from mamllit.methods.anil import ANIL
 from mamllit.methods.base import InnerLoopMethod, Method
 from mamllit.methods.bmaml import BMAML
 from mamllit.methods.cavia import CAVIA
+from mamllit.methods.fine_tuning import FineTuning
 from mamllit.methods.imaml import IMAML
 from mamllit.methods.joint import JointTraining
+from mamllit.methods.linear_probe import LinearProbe
 from mamllit.methods.llama import LLAMA
 from mamllit.methods.maml import MAML
 from mamllit.methods.maml_plus_plus import MAMLPlusPlus
+from mamllit.methods.matching import MatchingNetworks
 from mamllit.methods.meta_sgd import MetaSGD
 from mamllit.methods.mt_net import MTNet
 from mamllit.methods.multi_task import MultiTask
+from mamllit.methods.nearest_neighbour import NearestNeighbour
 from mamllit.methods.platipus import PLATIPUS
+from mamllit.methods.prototypical import PrototypicalNetworks
 from mamllit.methods.reptile import Reptile
+from mamllit.methods.siamese import SiameseNetworks
 
 __all__ = [
     "ANIL",
@@ -23,12 +29,18 @@ __all__ = [
     "LLAMA",
     "MAML",
     "PLATIPUS",
+    "FineTuning",
     "InnerLoopMethod",
     "JointTraining",
+    "LinearProbe",
     "MAMLPlusPlus",
     "MTNet",
+    "MatchingNetworks",
     "MetaSGD",
     "Method",
     "MultiTask",
+    "NearestNeighbour",
+    "PrototypicalNetworks",
     "Reptile",
+    "SiameseNetworks",
 ]

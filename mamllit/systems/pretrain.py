@@ -17,11 +17,10 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from mamllit.backbones.heads import CosineHead
-from mamllit.core.episode import Examples
 from mamllit.data import EpisodicDataModule, PlainBatch
 from mamllit.data.images import ImageDataModule
 from mamllit.engine.evaluation import BATCH_NORMS, BatchNorm
-from mamllit.methods import Method
+from mamllit.methods import PrototypicalNetworks
 from mamllit.objectives import Classification
 from mamllit.systems.hooks import skip_driver_checks, skip_empty_hooks
 from mamllit.systems.meta_learner import MetaLearner
@@ -52,8 +51,9 @@ class PreTrainer(MetaLearner):
         log_every: int = 50,
         batch_norm: Sequence[BatchNorm] = BATCH_NORMS,
     ) -> None:
+        reading = PrototypicalNetworks(backbone, Classification(), distance="cosine")
         super().__init__(
-            NearestMean(backbone),
+            reading,
             optimizer,
             lr_scheduler,
             eval_steps=0,
@@ -128,25 +128,6 @@ class PreTrainer(MetaLearner):
 
     def _log_episodes(self, steps: int, meta_batch_size: int) -> None:
         """An axis of meta-training; here the loggers' step serves."""
-
-
-class NearestMean(Method):
-    """The class of the support whose mean feature has the largest cosine with that of an image; nothing is adapted."""
-
-    vectorised = False
-
-    def __init__(self, backbone: nn.Module) -> None:
-        super().__init__()
-        self.backbone, self.objective = backbone, Classification()
-
-    def adapt(self, support: Examples, steps: int | None = None) -> Examples:
-        return support
-
-    def predict(self, state: Examples, x: Tensor) -> Tensor:
-        features = F.normalize(self.backbone(torch.cat([state.x, x])), dim=-1)  # together: the norm may be by their statistics
-        support, query = features[: len(state.x)], features[len(state.x) :]
-        means = F.one_hot(state.y, state.ways).to(features.dtype).mT @ support
-        return query @ F.normalize(means, dim=-1).mT
 
 
 def count_features(backbone: nn.Module) -> int:

@@ -14,13 +14,12 @@ from toy_images import CLASSES, ToyImages
 from mamllit import cli
 from mamllit.backbones import MLP, Conv4
 from mamllit.callbacks.start_from import StartFrom, find_in_run, take_what_fits
-from mamllit.core.episode import Examples
 from mamllit.data.plain import PlainBatches
 from mamllit.engine.evaluation import evaluate
 from mamllit.methods import MAML
 from mamllit.objectives import Classification
 from mamllit.systems import MetaLearner, PreTrainer
-from mamllit.systems.pretrain import NearestMean, count_features
+from mamllit.systems.pretrain import count_features
 
 pytestmark = QUIET
 PLAIN = PlainBatches(16, crop=1, flip=True)
@@ -179,17 +178,6 @@ def test_what_fits_goes_by_name_and_shape() -> None:
 
 
 # ---- what is refused ---------------------------------------------------------------------------------------------------
-
-
-def test_the_nearest_mean_is_that_of_features_of_unit_length() -> None:
-    method = NearestMean(nn.Identity())
-    support = torch.tensor([[1.0, 0.0], [0.0, 3.0], [-1.0, 0.0]])
-    task = method.adapt(Examples(support, torch.tensor([0, 0, 1]), 2))
-    scores = method.predict(task, torch.tensor([[0.0, 2.0], [2.0, 2.0], [-3.0, 1.0]]))
-    half = 0.5**0.5  # the mean of (1, 0) and (0, 1) points to (1, 1)
-    torch.testing.assert_close(scores[0], torch.tensor([half, 0.0]))
-    torch.testing.assert_close(scores[1], torch.tensor([1.0, -half]))
-    assert scores[2].argmax() == 1
 
 
 @pytest.mark.parametrize(
