@@ -45,7 +45,7 @@ def session(root: Path, steps: int) -> int:
         sys.argv = ["mamllit"]
         cli.run(
             ["fit", "-c", str(cell), *SMALL, "--trainer.default_root_dir", str(root), "--trainer.max_steps", str(steps),
-             "--ckpt_path", "last"]
+             "--ckpt_path", "last", "--begin_if_none", "true"]
         )  # fmt: skip
         code = 0
     finally:

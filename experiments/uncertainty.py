@@ -28,7 +28,7 @@ def load(run: Path) -> tuple[Method, EpisodicDataModule, int]:
     """The method with its last weights, the data, and the number of inner steps that the run reports."""
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     method: Method = build(config["model"]["method"])
-    saved = torch.load(run / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=False)["state_dict"]
+    saved = torch.load(run / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)["state_dict"]
     method.load_state_dict({name.removeprefix("method."): value for name, value in saved.items()})
     data: dict[str, Any] = config["data"]
     kind = getattr(mamllit.data, data["class_path"].rsplit(".", 1)[-1])

@@ -28,9 +28,7 @@ from mamllit import cli
 runs, out = json.load(open(sys.argv[1])), sys.argv[2]
 rank = os.environ.get("LOCAL_RANK", "0")
 errors = {}
-for number, (name, arguments) in enumerate(runs.items()):
-    if number:  # the ranks live on: they are told where the next run goes, as Lightning tells new ones
-        os.environ[cli.RUN_DIR_VARIABLE] = os.path.join(out, "two", name, "seed_0")
+for name, arguments in runs.items():
     try:
         done = cli.run(arguments)
         assert done.trainer.world_size == 2
@@ -94,7 +92,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     two["indivisible"] = [*two["sine"], "--data.meta_batch_size", "5"]
     (out / "runs.json").write_text(json.dumps(two))
     (out / "script.py").write_text(SCRIPT)
-    inherited = {k: v for k, v in os.environ.items() if k not in (cli.RUN_DIR_VARIABLE, "LOCAL_RANK", "WORLD_SIZE")}
+    inherited = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "WORLD_SIZE")}
     path = os.pathsep.join([str(REPOSITORY / "tests" / "helpers"), *filter(None, [os.environ.get("PYTHONPATH")])])
     process = subprocess.Popen(
         [sys.executable, str(out / "script.py"), str(out / "runs.json"), str(out)],

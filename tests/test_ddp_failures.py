@@ -16,8 +16,6 @@ from typing import Any
 import pytest
 import torch
 
-from mamllit.cli import RUN_DIR_VARIABLE
-
 REPOSITORY = Path(__file__).parents[1]
 SPOILT = 27  # in the meta-batch of step 7, four episodes each, from 0; of these the last two are the second rank's
 FIT = [
@@ -52,10 +50,8 @@ def with_signal(self, trainer, *rest):
 
 SineDataModule.build, CleanStop.on_train_batch_end = with_nan, with_signal
 seen = {}
-for number, (name, now) in enumerate(runs.items()):
+for name, now in runs.items():
     root = os.path.join(out, now["root"])
-    if number:  # the ranks live on: they are told where the next run goes, as Lightning tells new ones
-        os.environ[cli.RUN_DIR_VARIABLE] = os.path.join(root, "seed_0")
     try:
         done = cli.run([*fit, "--trainer.default_root_dir", root, "--trainer.max_steps", "12", *now.get("more", [])])
         seen[name] = [done.trainer.world_size, done.trainer.global_step, done.model.skipped_steps]
@@ -80,7 +76,7 @@ RUNS: dict[str, dict[str, Any]] = {
 
 
 def environment(**more: str) -> dict[str, str]:
-    inherited = {k: v for k, v in os.environ.items() if k not in (RUN_DIR_VARIABLE, "LOCAL_RANK", "WORLD_SIZE")}
+    inherited = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "WORLD_SIZE")}
     return inherited | {"OMP_NUM_THREADS": "1", **more}
 
 

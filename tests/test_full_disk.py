@@ -156,7 +156,7 @@ def test_files_that_must_not_grow_cost_weights_but_no_number(tmp_path: Path) -> 
     )  # fmt: skip
     assert done.returncode == 1
     assert (
-        done.stderr.strip().splitlines()[-1].startswith("OSError: the run has ended, but its weights could not be saved: ")
+        done.stderr.strip().splitlines()[-1].startswith("mamllit fit: the run has ended, but its weights could not be saved: ")
     ), done.stderr
     assert "last.ckpt (File too large); there is none yet, and the training goes on" in done.stderr
     run = tmp_path / "runs/seed_0"

@@ -20,8 +20,6 @@ import pytest
 import yaml
 from test_ddp import REPOSITORY, cell
 
-from mamllit.cli import RUN_DIR_VARIABLE
-
 OMNIGLOT = REPOSITORY / "experiments" / "maml" / "omniglot_5way_1shot.yaml"
 
 
@@ -46,7 +44,7 @@ def run(arguments: list[str], nodes: int, processes: int, timeout: float = 600) 
         commands = [
             [*torchrun, *rendezvous, "--node-rank", str(node), *command[1:], *layout] for node in range(nodes)
         ]  # fmt: skip
-    inherited = {k: v for k, v in os.environ.items() if k not in (RUN_DIR_VARIABLE, "LOCAL_RANK", "WORLD_SIZE")}
+    inherited = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "WORLD_SIZE")}
     path = os.pathsep.join(
         [str(REPOSITORY), str(REPOSITORY / "tests" / "helpers"), *filter(None, [os.environ.get("PYTHONPATH")])]
     )

@@ -62,7 +62,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     the length; `csv` the first session's metrics.
     """
     root = tmp_path_factory.mktemp("resume")
-    environment = {key: value for key, value in os.environ.items() if key != cli.RUN_DIR_VARIABLE}
+    environment = dict(os.environ)
     processes = {
         workers: subprocess.Popen(
             [sys.executable, "-m", "mamllit.cli", *command(root / str(workers), workers, 10**6)],

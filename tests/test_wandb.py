@@ -21,7 +21,7 @@ SMALL = str(REPOSITORY / "tests" / "small.yaml")
 def wandb_run(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """A small run in a process of its own: its folder, what it printed, its records by kind."""
     folder = tmp_path_factory.mktemp("wandb")
-    private = ("WANDB_", "MAMLLIT_RUN_DIR", "NETRC")
+    private = ("WANDB_", "NETRC")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(private)}
     done = subprocess.run(
         [sys.executable, "-m", "mamllit.cli", "fit", "-c", SINE, "-c", SMALL, "--wandb", "offline",

@@ -62,7 +62,7 @@ def start(tmp_path: Path, what: str, mode: str, url: str = "", **more: str) -> s
         "fit", "-c", str(REPOSITORY / "experiments/maml/sine_10shot.yaml"), "-c", str(REPOSITORY / "tests/small.yaml"),
         "--wandb", mode, "--trainer.default_root_dir", str(tmp_path / "runs"), "--trainer.accelerator", "cpu",
     ]  # fmt: skip
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "MAMLLIT_RUN_DIR"))}
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
     account = {"WANDB_BASE_URL": url, "WANDB_API_KEY": "0" * 40} if url else {}
     return subprocess.Popen(
         [sys.executable, str(tmp_path / "script.py"), what, *words],

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from mamllit.cli import run_directory
 from mamllit.runs import durable
 from reproduction.cells import Cell
 
@@ -64,10 +65,8 @@ def mamllit(*words: object) -> None:
 
 
 def newest_run(root: Path, seed: int) -> Path:
-    """The run directory that mamllit takes for `--ckpt_path last`: seed_0, or the highest of seed_0_v2, seed_0_v3, ..."""
-    found = {path: re.fullmatch(rf"seed_{seed}(?:_v(\d+))?", path.name) for path in root.glob(f"seed_{seed}*")}
-    versions = {int(match[1] or 1): path for path, match in found.items() if match}
-    return versions[max(versions)] if versions else root / f"seed_{seed}"
+    """The run directory that mamllit takes for `--ckpt_path last`: the newest that has a checkpoint."""
+    return run_directory.newest(root, f"seed_{seed}") or root / f"seed_{seed}"
 
 
 def steps_of(checkpoint: Path) -> int:

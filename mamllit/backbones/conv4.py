@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mamllit.backbones.norm import BatchStatNorm, counted_rows
+from mamllit.backbones.sizes import DATA, Size, number
 from mamllit.kernels.conv.convolution import conv
 from mamllit.kernels.conv.places import output_size, same_padding
 from mamllit.kernels.conv.unfold import unfold
@@ -75,7 +76,7 @@ class Conv4(nn.Module):
     are Xavier uniform and all biases zero in both.
 
     Args:
-        in_channels: 1 (Omniglot) or 3.
+        in_channels: 1 (Omniglot) or 3; "data": the command line takes it from the DataModule, and so below.
         filters: channels of every block.
         out_features: number of classes; None leaves the head off, and the features come out.
         image_size: H = W of the images.
@@ -89,11 +90,11 @@ class Conv4(nn.Module):
 
     def __init__(
         self,
-        in_channels: int,
-        filters: int,
-        out_features: int | None,
-        image_size: int,
-        downsample: Literal["stride", "max_pool"],
+        in_channels: Size = DATA,
+        filters: int = 32,
+        out_features: Size | None = DATA,
+        image_size: Size = DATA,
+        downsample: Literal["stride", "max_pool"] = "max_pool",
         norm_scale: bool = False,
         conv_algorithm: ConvAlgorithm = "per_task",
         norm_eps: float = 1e-3,
@@ -101,6 +102,8 @@ class Conv4(nn.Module):
         super().__init__()
         if downsample not in ("stride", "max_pool"):
             raise ValueError(f"downsample is {downsample!r}; it must be 'stride' or 'max_pool'")
+        in_channels, image_size = number("in_channels", in_channels), number("image_size", image_size)
+        out_features = None if out_features is None else number("out_features", out_features)
         self.in_channels, self.image_size, self.out_features = in_channels, image_size, out_features
         self.downsample = downsample
         channels = [in_channels, filters, filters, filters, filters]

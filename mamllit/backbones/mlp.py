@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mamllit.backbones.norm import BatchStatNorm
+from mamllit.backbones.sizes import DATA, Size, number
 
 Activation = Literal["relu", "tanh"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "tanh": torch.tanh}
@@ -19,7 +20,7 @@ class MLP(nn.Module):
     `MLP(784, [256, 128, 64, 64], ways, norm=True)`.
 
     Args:
-        in_features: size of a flattened input.
+        in_features: size of a flattened input; "data": the command line takes it from the DataModule, and so below.
         hidden: sizes of the hidden layers.
         out_features: number of outputs (classes, or 1); None leaves the last layer off, and the features come out.
         norm: batch statistics norm before each activation.
@@ -32,9 +33,9 @@ class MLP(nn.Module):
 
     def __init__(
         self,
-        in_features: int,
-        hidden: Sequence[int],
-        out_features: int | None,
+        in_features: Size = DATA,
+        hidden: Sequence[int] = (40, 40),
+        out_features: Size | None = DATA,
         norm: bool = False,
         activation: Activation = "relu",
         init: Literal["torch", "paper"] = "torch",
@@ -44,6 +45,8 @@ class MLP(nn.Module):
             raise ValueError(f"activation is {activation!r}; it must be one of {sorted(ACTIVATIONS)}")
         if init not in ("torch", "paper"):
             raise ValueError(f"init is {init!r}; it must be 'torch' or 'paper'")
+        in_features = number("in_features", in_features)
+        out_features = None if out_features is None else number("out_features", out_features)
         self.in_features, self.out_features, self.activation = in_features, out_features, activation
         sizes = [in_features, *hidden]
         if out_features is None and not hidden:

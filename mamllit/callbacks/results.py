@@ -13,7 +13,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 from rich.table import Table
@@ -23,6 +22,7 @@ from mamllit.core.metrics import Summary
 from mamllit.runs import durable
 from mamllit.runs.logs import unharmed
 from mamllit.runs.provenance import commit, versions
+from mamllit.runs.stopping import own_checkpoints
 from mamllit.systems.meta_learner import MetaLearner
 from mamllit.systems.reading import Reading
 
@@ -231,8 +231,8 @@ def _as_number(value: float) -> float | str:
 def best_checkpoint(trainer: L.Trainer) -> dict[str, Any] | None:
     """Path (from the run directory), monitored metric, its value and step of the best checkpoint; None without one, and where
     the disk holds another than the best, which could not be written."""
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
+    for callback in own_checkpoints(trainer):
+        if callback.monitor and callback.best_model_path:
             failed = getattr(trainer.strategy.checkpoint_io, "failed", ())
             if callback.best_model_path in failed or not Path(callback.best_model_path).exists():
                 return None

@@ -1,5 +1,5 @@
 """The command line: `mamllit fit|validate|test -c CONFIG.yaml`, and the commands that need no Trainer."""
 
-from mamllit.cli.program import RUN_DIR_VARIABLE, TRAINER_DEFAULTS, MamllitCLI, main, names_a_system, run
+from mamllit.cli.program import TRAINER_DEFAULTS, MamllitCLI, main, names_a_system, run
 
-__all__ = ["RUN_DIR_VARIABLE", "TRAINER_DEFAULTS", "MamllitCLI", "main", "names_a_system", "run"]
+__all__ = ["TRAINER_DEFAULTS", "MamllitCLI", "main", "names_a_system", "run"]

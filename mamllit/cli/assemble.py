@@ -1,53 +1,45 @@
 """What a run needs so that nothing is lost, put together for the command line."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
-from lightning.pytorch.utilities import rank_zero_info
 
 from mamllit.callbacks.start_from import StartFrom
-from mamllit.runs import durable
-from mamllit.runs.checkpoint_io import DurableCheckpointIO, newest
+from mamllit.runs.checkpoint_io import DurableCheckpointIO
 from mamllit.runs.logs import keep_going
-from mamllit.runs.stopping import CleanStop, last_checkpoint
+from mamllit.runs.stopping import CleanStop, last_checkpoint, own_checkpoints
 
 
-def plugins(asked: Any) -> list[Any]:
+def plugins(asked: Any, trusted: Sequence[str] = ()) -> list[Any]:
     """The Trainer's plugins: those asked for and our checkpoints; under Slurm without Lightning's own requeueing, which saves
     in the middle of a step."""
     given = list(asked) if isinstance(asked, Sequence) and not isinstance(asked, str) else [] if asked is None else [asked]
     slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
-    return [*given, *slurm, DurableCheckpointIO()]
+    return [*given, *slurm, DurableCheckpointIO(trusted)]
 
 
-def equip(trainer: L.Trainer, init_from: str | None = None) -> None:
+def equip(trainer: L.Trainer, init_from: str | None = None, last: ModelCheckpoint | None = None) -> None:
     """Let a trainer stop cleanly, go on where a logger fails, and begin with the weights of a trained checkpoint."""
-    trainer.callbacks[:0] = [CleanStop(), StartFrom(init_from)]  # type: ignore[attr-defined]
+    trainer.callbacks[:0] = [CleanStop(last), StartFrom(init_from)]  # type: ignore[attr-defined]
     keep_going([logger for logger in trainer.loggers if isinstance(logger, Logger)])
 
 
-def starting_point(run: Path, asked: str | None, max_steps: int) -> str | None:
-    """The checkpoint that a fit begins with: for "last" the newest whole one in `run`, or none where there is none yet.
+def refuse_strategy(strategy: Any) -> None:
+    """Processes that Lightning forks or spawns keep what they train: the first would save and test an untrained module.
 
     Raises:
-        OSError: where the run directory cannot be written.
+        ValueError: for a strategy of that kind.
     """
-    if problem := durable.refusal(run):
-        raise OSError(
-            f"the run directory {run} cannot be written ({problem}): make room or make it writable, or take another with "
-            "--trainer.default_root_dir"
+    words = strategy if isinstance(strategy, str) else str(getattr(strategy, "init_args", {}).get("start_method") or "")
+    if any(word in words for word in ("fork", "spawn", "notebook")):
+        raise ValueError(
+            f"trainer.strategy is {words!r}: processes that are forked or spawned keep the weights they train, and this one "
+            "would save and test untrained ones; use --trainer.strategy ddp"
         )
-    if asked != "last":
-        return asked
-    found = newest(run / "checkpoints", max_steps)
-    if found is None:
-        rank_zero_info(f"no checkpoint in {run / 'checkpoints'}: the run begins at its beginning")
-    return None if found is None else str(found)
 
 
 def check_written(trainer: L.Trainer) -> None:
@@ -60,6 +52,6 @@ def check_written(trainer: L.Trainer) -> None:
     if not isinstance(io, DurableCheckpointIO) or not trainer.is_global_zero:
         return
     needed = [str(last_checkpoint(trainer))]
-    needed += [c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
+    needed += [c.best_model_path for c in own_checkpoints(trainer) if c.monitor]
     if failed := "; ".join(f"{path} ({io.failed[path]})" for path in needed if path in io.failed):
         raise OSError(f"the run has ended, but its weights could not be saved: {failed}. The results above are valid")

@@ -1,14 +1,14 @@
 """From a run directory to a checkpoint file, and the table of the checkpoints that come with mamllit."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import yaml
 
-from mamllit.pretrained.build import class_paths, rebuild
+from mamllit.pretrained.build import rebuild
 from mamllit.pretrained.files import FOLDER, LIMIT, SUFFIX, Checkpoint, DType, find, names, read, steps_before, write
 from mamllit.runs import durable
 
@@ -26,6 +26,7 @@ def export(
     dtype: DType = "float32",
     limit: int = LIMIT,
     result: Mapping[str, Any] | None = None,
+    trusted: Sequence[str] = (),
 ) -> Path:
     """Write the meta-parameters of a run, with its configuration and result, as one file.
 
@@ -37,6 +38,7 @@ def export(
         dtype: "float16" halves the file and rounds the weights; the numbers in it were measured before the rounding.
         limit: bytes that the file may have.
         result: what result.json would say of this checkpoint, where it was measured otherwise.
+        trusted: packages of your own whose classes the run's configuration may name; see `mamllit.pretrained.load`.
 
     Raises:
         FileNotFoundError: where the run lacks a file.
@@ -72,7 +74,7 @@ def export(
         stored_as=dtype,
     )
     tensors = {name[len(PREFIX) :]: value for name, value in saved["state_dict"].items() if name.startswith(PREFIX)}
-    rebuild(checkpoint, tensors, trusted=_own_packages(config["model"]["method"]))  # what cannot be loaded is not written
+    rebuild(checkpoint, tensors, trusted)  # what cannot be loaded is not written
     write(path, checkpoint, tensors, limit)
     if path.resolve().parent == FOLDER.resolve():
         write_table()
@@ -164,8 +166,3 @@ def _result(result: Mapping[str, Any], step: int, asked: int, ckpt: str, printed
 
 def _six_digits(value: float | str) -> float | str:
     return float(f"{value:.6g}") if isinstance(value, float) else value
-
-
-def _own_packages(config: Any) -> list[str]:
-    """Packages of the run's own classes: whoever trained with them trusts them already."""
-    return sorted({path.split(".")[0] for path in class_paths(config)})

@@ -13,7 +13,7 @@ import wandb
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
-from wandb.errors import AuthenticationError, CommError
+from wandb.errors import AuthenticationError, CommError, UsageError
 
 from mamllit.runs import durable
 
@@ -29,12 +29,15 @@ class SturdyWandbLogger(WandbLogger):
         """The run of W&B.
 
         Raises:
-            AuthenticationError: where the server answers that it does not know the key.
+            AuthenticationError: where there is no key, or the server answers that it does not know it.
         """
         try:
             return super().experiment
-        except AuthenticationError:
-            raise
+        except (AuthenticationError, UsageError) as error:
+            raise AuthenticationError(
+                f"W&B has no key that it accepts ({str(error).rstrip('.')}): `wandb login` once, or set WANDB_API_KEY; or log "
+                "offline with --wandb offline, or not at all with --wandb disabled"
+            ) from error
         except CommError as error:
             warnings.warn(
                 f"the W&B server cannot be reached ({error}); this run is logged offline, into {self.save_dir}/wandb, from "

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -29,13 +30,23 @@ class CleanStop(L.Callback):
     """Stops a fit between two steps, and a test between two batches; raises `Stopped`.
 
     A second Ctrl-C stops at once. The loggers' files are written before each checkpoint, so that a killed run has all that came
-    before the checkpoint it goes on from.
+    before the checkpoint it goes on from. `trained` says whether there was a step.
+
+    Args:
+        last: the callback in whose folder the run's `last.ckpt` lies, where there are several.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, last: ModelCheckpoint | None = None) -> None:
         self.signal: int | None = None
+        self.last, self.trained = last, False
         self._validated_at = -1
         self._owed = False  # the checkpoint was written before the validation of its step
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"validated_at": self._validated_at}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._validated_at = state_dict["validated_at"]
 
     # ---- signals -------------------------------------------------------------------------------------------------
 
@@ -66,6 +77,7 @@ class CleanStop(L.Callback):
             trainer.training = True
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        self.trained = True
         stop = self._asked(trainer)
         if stop or self._due(trainer):
             trainer.save_checkpoint(last_checkpoint(trainer), weights_only=False)
@@ -120,6 +132,15 @@ class CleanStop(L.Callback):
 
 
 def last_checkpoint(trainer: L.Trainer) -> Path:
-    """Where the run's `last.ckpt` lies."""
-    folder = trainer.checkpoint_callback.dirpath if trainer.checkpoint_callback is not None else None  # type: ignore[attr-defined]
+    """Where the run's `last.ckpt` lies: not with a ModelCheckpoint of the user's own, which may stand before ours."""
+    stops = (callback for callback in trainer.callbacks if isinstance(callback, CleanStop))  # type: ignore[attr-defined]
+    own = next((stop.last for stop in stops if stop.last is not None), trainer.checkpoint_callback)
+    folder = own.dirpath if own is not None else None  # type: ignore[attr-defined]
     return Path(folder or Path(trainer.default_root_dir) / "checkpoints") / "last.ckpt"
+
+
+def own_checkpoints(trainer: L.Trainer) -> list[ModelCheckpoint]:
+    """The callbacks that write where the run's `last.ckpt` lies."""
+    folder = last_checkpoint(trainer).parent
+    every = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    return [callback for callback in every if callback.dirpath and Path(callback.dirpath) == folder]

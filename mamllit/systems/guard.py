@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from mamllit.core.episode import EpisodeBatch
 from mamllit.core.tree import take
 from mamllit.engine.meta_gradient import MetaGradient
+from mamllit.runs.stopping import last_checkpoint
 
 NonFinite = Literal["stop", "skip"]
 NAMED = 10  # episodes and parameters that a message lists
@@ -84,9 +84,7 @@ def checkpoint_before(trainer: L.Trainer) -> Path | None:
     """Save the state that the step under way began with, as `before_step<n>.ckpt`; None at the first step."""
     if trainer.global_step == 0:
         return None
-    folders = [c.dirpath for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.dirpath]
-    folder = Path(folders[0]) if folders else Path(trainer.default_root_dir) / "checkpoints"
-    path = folder / f"before_step{trainer.global_step + 1}.ckpt"
+    path = last_checkpoint(trainer).parent / f"before_step{trainer.global_step + 1}.ckpt"
     checkpoint = trainer._checkpoint_connector.dump_checkpoint()
     _roll_back(checkpoint)
     trainer.strategy.save_checkpoint(checkpoint, path)

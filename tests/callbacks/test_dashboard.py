@@ -64,7 +64,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """`first` and `second`: what the file of the fit and of its resumption hold; `run` is their directory."""
     folder = tmp_path_factory.mktemp("dashboard")
     (folder / "cell.yaml").write_text(f"# Toy.\n# Paper: nobody 2026\n{yaml.safe_dump(CELL)}")
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "MAMLLIT_RUN_DIR"))}
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
     python_path = os.pathsep.join([str(REPOSITORY / "tests" / "helpers"), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**inherited, "HOME": str(folder), "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path}
     run, found = folder / "runs/maml/toy/seed_0", []

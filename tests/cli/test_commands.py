@@ -60,7 +60,7 @@ def test_help_names_every_argument(command: str, monkeypatch: pytest.MonkeyPatch
         mamllit(monkeypatch, command, "--help")
     assert stopped.value.code == 0
     printed = capsys.readouterr().out
-    wanted = {"export": ["run_dir", "--ckpt", "--out", "--dtype", "--limit"]}.get(
+    wanted = {"export": ["run_dir", "--ckpt", "--out", "--dtype", "--limit", "--trusted"]}.get(
         command, ["--checkpoint", "--support", "--query", "--out", "--steps", "--batch_norm", "--trusted"]
     )
     assert all(name in printed for name in wanted)

@@ -167,24 +167,12 @@ def test_without_a_test_the_result_still_says_how_far_training_went(tmp_path: Pa
     assert not (tmp_path / "seed_0" / "episodes.csv").exists()
 
 
-def test_the_run_directory_is_handed_to_other_ranks_and_not_to_the_next_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[str | None] = []
-    original = cli.MamllitCLI.after_fit
-
-    def after_fit(self: cli.MamllitCLI) -> None:
-        seen.append(os.environ.get(cli.RUN_DIR_VARIABLE))
-        original(self)
-
-    monkeypatch.setattr(cli.MamllitCLI, "after_fit", after_fit)
-    cli.run(short(tmp_path))
-    assert seen == [str(tmp_path / "seed_0")]
-    assert cli.RUN_DIR_VARIABLE not in os.environ
-    monkeypatch.setenv(cli.RUN_DIR_VARIABLE, str(tmp_path / "of_rank_0"))
-    done = cli.run(short(tmp_path))
-    assert Path(done.trainer.default_root_dir) == tmp_path / "of_rank_0"
-    assert os.environ[cli.RUN_DIR_VARIABLE] == str(tmp_path / "of_rank_0")
+def test_no_variable_of_the_environment_says_where_a_run_goes(copied: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = contents(copied.run)
+    monkeypatch.setenv("MAMLLIT_RUN_DIR", str(copied.run))  # an earlier mamllit handed it on, and a shell may have kept it
+    done = cli.run(short(copied.root))
+    assert Path(done.trainer.default_root_dir) == copied.root / "seed_0_v2"
+    assert contents(copied.run) == before
 
 
 # ---- test and validate -----------------------------------------------------------------------------------------------
@@ -250,17 +238,6 @@ def test_the_progress_bar_can_be_turned_off(tmp_path: Path, capfd: pytest.Captur
     assert "meta-training" in capfd.readouterr().err
     cli.run(short(tmp_path / "without", "--trainer.enable_progress_bar", "false"))
     assert "meta-training" not in capfd.readouterr().err
-
-
-def test_a_run_directory_that_holds_no_more_than_an_id_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun does: every rank looks for itself, the first may have written already
-    monkeypatch.delenv(cli.RUN_DIR_VARIABLE, raising=False)
-    config = SimpleNamespace(run_name="seed_0", trainer=SimpleNamespace(default_root_dir=str(tmp_path)))
-    (tmp_path / "seed_0").mkdir()
-    (tmp_path / "seed_0" / "wandb_run_id").write_text("abc")
-    assert cli._run_dir(config, fresh=True) == tmp_path / "seed_0"
-    (tmp_path / "seed_0" / "config.yaml").write_text("")
-    assert cli._run_dir(config, fresh=True) == tmp_path / "seed_0_v2"
 
 
 def test_run_py_is_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ START = "import sys; from pathlib import Path; import reproduce; sys.exit(reprod
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen:
     """`python experiments/reproduce.py toy` in `folder`, with the cells of `folder`/cells."""
-    environment = {key: value for key, value in os.environ.items() if key != "MAMLLIT_RUN_DIR"}
+    environment = dict(os.environ)
     environment["PYTHONPATH"] = os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "experiments", REPOSITORY / "tests")))
     environment["OMP_NUM_THREADS"] = "1"
     return subprocess.Popen(

@@ -81,7 +81,7 @@ def test_wandb_agent_runs_a_sweep_against_a_stand_in(tmp_path: Path) -> None:
     )
     (tmp_path / "sweep.yaml").write_text(text.replace("  - ${args}", small + "  - ${args}"))
     private = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "HOME": str(tmp_path)}
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "MAMLLIT_RUN_DIR"))}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
     python_path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     with Server(most=2) as server:
         account = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "0" * 40, "PYTHONPATH": python_path, "OMP_NUM_THREADS": "1"}

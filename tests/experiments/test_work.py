@@ -113,7 +113,8 @@ def test_a_command_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, capfd: p
 def test_the_newest_run_is_the_highest_version(tmp_path: Path) -> None:
     assert newest_run(tmp_path, 1) == tmp_path / "seed_1"
     for name in ("seed_1", "seed_1_v2", "seed_1_v10", "seed_1_v9", "seed_11_v20", "seed_1_other"):
-        (tmp_path / name).mkdir()
+        save(tmp_path / name / "checkpoints", 1)
+    (tmp_path / "seed_1_v11").mkdir()  # a fit that was killed before its first checkpoint
     assert newest_run(tmp_path, 1) == tmp_path / "seed_1_v10"
 
 

@@ -116,10 +116,6 @@ def _files() -> list[str]:
     return ["-c", str(REPOSITORY / "experiments/maml/sine_10shot.yaml"), "-c", str(REPOSITORY / "tests/small.yaml")]
 
 
-def test_last_without_a_checkpoint_begins_at_the_beginning(tmp_path: Path) -> None:
-    assert fit(tmp_path, "--ckpt_path", "last", "--trainer.max_steps", "2").trainer.global_step == 2
-
-
 def test_an_unwritable_run_directory_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"the run directory .*/file/seed_0 cannot be written \(Not a directory\): make room or"):

@@ -1,6 +1,5 @@
 """The commands beside Lightning's: `mamllit export` and `mamllit adapt`. Each is one file with a `main(args)`."""
 
-import sys
 from collections.abc import Callable, Sequence
 
 from mamllit.cli.commands import adapt, export
@@ -10,8 +9,5 @@ LISTED = "Also: `mamllit export RUN_DIR` makes a small file of a trained model, 
 
 
 def run(name: str, args: Sequence[str]) -> None:
-    """Run a command; what went wrong is said in one line of the message, without a traceback."""
-    try:
-        COMMANDS[name](args)
-    except (OSError, ValueError) as error:
-        sys.exit(f"mamllit {name}: {error}")
+    """Run a command."""
+    COMMANDS[name](args)

@@ -16,6 +16,7 @@ def command(
     out: Path | None = None,
     dtype: DType = "float32",
     limit: int = LIMIT,
+    trusted: Sequence[str] = (),
 ) -> None:
     """Write the trained model of a run, with its configuration and result, as one safetensors file.
 
@@ -25,8 +26,9 @@ def command(
         out: the file, ending in .safetensors (default: in RUN_DIR, named after the experiment).
         dtype: float16 halves the file and rounds the weights.
         limit: bytes that the file may have.
+        trusted: packages of yours whose classes the run's configuration may name; their code is run.
     """
-    path = export(run_dir, ckpt, out, dtype, limit)
+    path = export(run_dir, ckpt, out, dtype, limit, trusted=trusted)
     checkpoint, tensors = read(path)
     result = checkpoint.result
     print(f"checkpoint: {path} ({path.stat().st_size:,} bytes, {sum(t.numel() for t in tensors.values()):,} parameters)")

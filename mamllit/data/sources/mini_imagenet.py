@@ -178,7 +178,7 @@ def _nothing_found(root: Path, cache: Path) -> str:
         f"a cache of an earlier run, {cache}",
     ]
     state = "" if root.is_dir() else " (this folder does not exist)"
-    advice = f"Set `download: true`, or put the pickles there by hand, from {BASE_URL}/."
+    advice = f"Name their folder with --data.root, set `download: true`, or put the pickles there by hand, from {BASE_URL}/."
     near = [path for path in [root.parent, *sorted(root.glob("*/"))] if path.is_dir() and _complete(path)]
     if near:
         advice += f" There seems to be something in {near[0]}: set `root` to that folder?"

@@ -221,7 +221,9 @@ def _nothing_found(root: Path, cache: Path, missing: list[str]) -> str:
     looked = [f"a cache of an earlier run, {cache}"]
     looked += [f"{root / part}/ or {root / part}.zip" for part in missing]
     state = "" if root.is_dir() else " (this folder does not exist)"
-    advice = "Set `download: true`, or put the two zips there by hand, from " + BASE_URL + "/."
+    advice = (
+        "Name their folder with --data.root, set `download: true`, or put the two zips there by hand, from " + BASE_URL + "/."
+    )
     nearby = [root.parent] if root.name in ZIP_MD5 else [path.parent for path in root.glob("*/images_background*")]
     if nearby:
         advice += f" There seems to be something in {nearby[0]}: set `root` to that folder?"

@@ -52,7 +52,7 @@ def cell() -> dict[str, Any]:
 def test_two_processes_take_the_step_of_one(tmp_path: Path) -> None:
     (tmp_path / "cell.yaml").write_text(yaml.safe_dump(cell()))
     (tmp_path / "toy_tasksets.py").write_text(TASKSETS)
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "MAMLLIT_RUN_DIR"))}
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
     path = [str(tmp_path), str(REPOSITORY / "tests" / "helpers"), *filter(None, [os.environ.get("PYTHONPATH")])]
     weights = {}
     for name, more in (("one", ["--trainer.devices=1"]), ("two", ["--trainer.devices=2", "--trainer.strategy=ddp"])):

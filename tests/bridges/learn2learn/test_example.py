@@ -45,7 +45,7 @@ runpy.run_path({str(EXAMPLE)!r}, run_name="__main__")
 
 def run(words: list[str], out: Path) -> tuple[str, dict[str, list[float]]]:
     """Runs it; what it printed, and the mean accuracies of its result by evaluation set."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "MAMLLIT_RUN_DIR"))}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
     path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, *words, "--steps", str(STEPS), "--meta-batch-size", "4", "--test-episodes", "20", "--out", str(out)],

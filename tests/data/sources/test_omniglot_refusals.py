@@ -28,7 +28,8 @@ def test_nothing_found_lists_what_was_looked_for(tmp_path: Path) -> None:
         f"  - a cache of an earlier run, {cache}\n"
         f"  - {tmp_path}/images_background/ or {tmp_path}/images_background.zip\n"
         f"  - {tmp_path}/images_evaluation/ or {tmp_path}/images_evaluation.zip\n"
-        f"Set `download: true`, or put the two zips there by hand, from {omniglot_source.BASE_URL}/."
+        "Name their folder with --data.root, set `download: true`, or put the two zips there by hand, from "
+        f"{omniglot_source.BASE_URL}/."
     )
     assert list(tmp_path.iterdir()) == []
 
