@@ -71,7 +71,7 @@ class FineTuning(InnerLoopMethod):
         self.inner_lr, self.inner_steps, self.decay = inner_lr, inner_steps, decay
         self.adapted = adapted_parameters(backbone, frozen)
 
-    def start(self) -> Params:
+    def start(self, ways: int) -> Params:
         own = {name: value for name, value in self.backbone.named_parameters() if name in self.adapted}
         return {**own, DONE: torch.zeros_like(next(iter(own.values())).detach().flatten()[0])}
 
