@@ -7,7 +7,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import Tensor
 
-from mamllit.callbacks.figures import outputs_after
+from mamllit.callbacks.figures import ink_is_1, outputs_after
 from mamllit.core.episode import Episode, Examples
 from mamllit.core.tree import item, tree_map
 from mamllit.data import EpisodicDataModule, EvaluationSet
@@ -34,7 +34,7 @@ def episode_rows(learner: MetaLearner, data: EpisodicDataModule, evaluation: Eva
         outputs = outputs_after(learner.method, episode, episode.query.x, steps)
         own = tree_map(Tensor.cpu, episode)
         if images:
-            rows += _image_rows(number, own, outputs[steps[0]], outputs[steps[1]])
+            rows += _image_rows(number, own, outputs[steps[0]], outputs[steps[1]], ink_is_1(data))
         else:
             rows.append(_one_row(learner, number, own, outputs[steps[0]], outputs[steps[1]]))
     after = f"after {steps[1]} step{'s' * (steps[1] != 1)}"
@@ -45,17 +45,18 @@ def episode_rows(learner: MetaLearner, data: EpisodicDataModule, evaluation: Eva
     return [*common, f"{metric} before adapting", f"{metric} {after}", "picture"], rows
 
 
-def _image_rows(number: int, episode: Episode, before: Tensor, after: Tensor) -> list[list[Any]]:
+def _image_rows(number: int, episode: Episode, before: Tensor, after: Tensor, dark_on_light: bool) -> list[list[Any]]:
     ways = int(episode.support.y.max()) + 1
-    support = tiles(episode.support.x.unflatten(0, (ways, -1)))
+    support = tiles(episode.support.x.unflatten(0, (ways, -1)), dark_on_light=dark_on_light)
     per_class = len(episode.query.y) // ways
     shown = [i for i in range(len(episode.query.y)) if i % per_class < QUERIES]
     chance = after.softmax(-1)
-    return [
-        [number, support, tiles(episode.query.x[i][None, None]), int(label), int(before[i].argmax()), int(after[i].argmax()),
-         round(float(chance[i, label]), 4)]
-        for i in shown for label in (int(episode.query.y[i]),)
-    ]  # fmt: skip
+    rows = []
+    for i in shown:
+        query, label = tiles(episode.query.x[i][None, None], dark_on_light=dark_on_light), int(episode.query.y[i])
+        predicted = [int(output[i].argmax()) for output in (before, after)]
+        rows.append([number, support, query, label, *predicted, round(float(chance[i, label]), 4)])
+    return rows
 
 
 def _one_row(learner: MetaLearner, number: int, episode: Episode, before: Tensor, after: Tensor) -> list[Any]:
@@ -80,8 +81,14 @@ def _points(examples: Examples) -> str:
     return "; ".join(", ".join(f"{value:.3f}" for value in row) for row in rows)
 
 
-def tiles(images: Tensor, gap: int = 2) -> np.ndarray:
-    """Images [columns, rows, C, H, W] in 0 to 1 as one picture of bytes, [H', W'] for one channel, else [H', W', 3]."""
+def tiles(images: Tensor, gap: int = 2, dark_on_light: bool = False) -> np.ndarray:
+    """Images [columns, rows, C, H, W] in 0 to 1 as one picture of bytes, [H', W'] for one channel, else [H', W', 3].
+
+    Args:
+        gap: white pixels between two images.
+        dark_on_light: 1 is drawn black, as ink.
+    """
+    images = 1 - images if dark_on_light else images
     columns, rows, channels, height, width = images.shape
     picture = torch.ones(channels, rows * (height + gap) - gap, columns * (width + gap) - gap)
     for column in range(columns):

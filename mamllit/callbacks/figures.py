@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mamllit.core.episode import Episode
 from mamllit.core.tree import item, tree_map
-from mamllit.data import EpisodicDataModule, EvaluationSet
+from mamllit.data import EpisodicDataModule, EvaluationSet, ImageDataModule
 from mamllit.engine.evaluation import ordinary
 from mamllit.figures.plotting import classification_adaptation, learning_curve, regression_adaptation
 from mamllit.figures.sample_plots import mask_probabilities, step_sizes
@@ -60,12 +60,15 @@ class AdaptationFigures(L.Callback):
         measured = [reading for reading in learner.readings if reading.name in learner.summaries]
         curves = {reading.name: learner.summaries[reading.name] for reading in measured}
         figures = {"learning_curve": learning_curve(curves, metric, f"{title}, meta-test", regression)}
-        steps = [s for s in self.steps if s <= learner.eval_steps] or [0, learner.eval_steps]
+        asked = [s for s in self.steps if s <= learner.eval_steps] or [0, learner.eval_steps]
+        steps = sorted({*asked, learner.report_step})  # with the headline, whatever else is drawn
         for shots, evaluation in {reading.evaluation.shots: reading.evaluation for reading in measured}.items():
-            figure = (_regression if regression else _classification)(
-                learner.method, data, evaluation, steps, self.episodes, f"{title}, K = {shots}"
+            heading = f"{title}, K = {shots}"
+            figures[f"adaptation_{shots}shot"] = (
+                _regression(learner.method, data, evaluation, steps, self.episodes, heading)
+                if regression
+                else _classification(learner, data, evaluation, steps, heading)
             )
-            figures[f"adaptation_{shots}shot"] = figure
         for verb, (name, draw) in LEARNED.items():
             if tell := getattr(learner.method, verb, None):
                 figures[name] = draw({layer: value.cpu() for layer, value in tell().items()}, title)
@@ -97,9 +100,15 @@ def _regression(
     return regression_adaptation(x.cpu(), torch.stack(truth), support.x[..., 0], support.y[..., 0], predictions, title)
 
 
+def ink_is_1(data: EpisodicDataModule) -> bool:
+    """Whether 1 stands for ink in these episodes: then it is drawn dark, as on the paper."""
+    return isinstance(data, ImageDataModule) and data.preparation.invert
+
+
 def _classification(
-    method: Method, data: EpisodicDataModule, evaluation: EvaluationSet, steps: list[int], tasks: int, title: str
+    learner: MetaLearner, data: EpisodicDataModule, evaluation: EvaluationSet, steps: list[int], title: str
 ) -> Figure:
+    method = learner.method
     device = next(method.parameters()).device
     batch = data.episodes(evaluation, 0, 1).episodes
     episode = tree_map(lambda tensor: tensor.to(device), item(batch, 0))
@@ -111,4 +120,6 @@ def _classification(
         episode.query.y[shown].cpu(),
         {s: value.softmax(-1)[shown] for s, value in logits.items()},
         title,
+        ink_is_1(data),
+        learner.report_step,
     )

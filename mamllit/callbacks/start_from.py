@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mamllit import pretrained
+from mamllit.data.images import weights_meet
 from mamllit.pretrained.build import fill
 from mamllit.systems.meta_learner import MetaLearner
 
@@ -44,6 +45,7 @@ class StartFrom(L.Callback):
             return
         if self.run_file is not None:
             saved = torch.load(self.run_file, map_location="cpu", weights_only=True, mmap=True)
+            weights_meet(getattr(trainer, "datamodule", None), saved, str(self.run_file))
             said = take_what_fits(pl_module, saved["state_dict"], self.run_file)
             if trainer.is_global_zero:
                 print(said)
@@ -51,6 +53,7 @@ class StartFrom(L.Callback):
         if self.file is not None:
             assert isinstance(pl_module, MetaLearner)
             checkpoint, tensors = pretrained.read(self.file)
+            weights_meet(getattr(trainer, "datamodule", None), checkpoint.data, checkpoint.name)
             fill(pl_module.method, checkpoint, tensors)
             earlier = (checkpoint.result.get("fit") or {}).get("started_from")
             self.origin = {

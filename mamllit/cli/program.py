@@ -30,6 +30,7 @@ from mamllit.cli.run_directory import is_first_process
 from mamllit.cli.save_config import SaveConfig, seed_of
 from mamllit.cli.start import Start
 from mamllit.data import EpisodicDataModule
+from mamllit.data.images import weights_meet
 from mamllit.pretrained.build import fill
 from mamllit.pretrained.files import steps_done
 from mamllit.runs import loggers, tracking
@@ -157,6 +158,7 @@ class MamllitCLI(LightningCLI):
     def before_test(self) -> None:
         if self.pretrained is not None:
             checkpoint, tensors = pretrained.read(self.pretrained)
+            weights_meet(self.datamodule, checkpoint.data, checkpoint.name)
             fill(self.model.method, checkpoint, tensors)
             self.model.trained_steps = steps_done(checkpoint.result)
 

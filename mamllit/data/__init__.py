@@ -2,22 +2,28 @@
 
 from mamllit.data.episodic import EpisodicDataModule, EvaluationSet
 from mamllit.data.image_folder import ImageFolderDataModule
+from mamllit.data.images import ImageDataModule
 from mamllit.data.mini_imagenet import MiniImagenetDataModule
 from mamllit.data.omniglot import OmniglotDataModule
 from mamllit.data.plain import PlainBatch, PlainBatches
+from mamllit.data.pool import ClassPool
+from mamllit.data.preparation import Preparation
 from mamllit.data.regression.frequency_sine import FrequencySineDataModule
 from mamllit.data.regression.sine import SineDataModule
 from mamllit.data.regression.sine_line import SineLineDataModule
 
 __all__ = [
+    "ClassPool",
     "EpisodicDataModule",
     "EvaluationSet",
     "FrequencySineDataModule",
+    "ImageDataModule",
     "ImageFolderDataModule",
     "MiniImagenetDataModule",
     "OmniglotDataModule",
     "PlainBatch",
     "PlainBatches",
+    "Preparation",
     "SineDataModule",
     "SineLineDataModule",
 ]

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from mamllit.data.episodic import Protocol, TestEpisodes
 from mamllit.data.images import ImageDataModule
 from mamllit.data.plain import PlainBatches
 from mamllit.data.pool import ClassPool
+from mamllit.data.preparation import Preparation
 from mamllit.data.sources.image_folder import load_image_folder, refuse_small
 
 
@@ -32,6 +34,8 @@ class ImageFolderDataModule(ImageDataModule):
         cache_dir: folder of the decoded images; by default `.mamllit-cache` in `root`.
         test_shots: test with each of these numbers of shots; by default with `shots` alone.
         plain: train on plain batches (see `PlainBatches`), for `mamllit.systems.PreTrainer`.
+        invert: make black 1 and white 0. "auto" does so, and says it, for images that are dark on light where weights meet them
+            that know ink as 1, such as Omniglot's.
         seed, eval_seed, protocols, val_episodes, test_episodes, eval_batch_size, num_workers, standard_queries: see
             `EpisodicDataModule`.
 
@@ -65,6 +69,7 @@ class ImageFolderDataModule(ImageDataModule):
         num_workers: int = 0,
         test_shots: Sequence[int] | None = None,
         plain: PlainBatches | None = None,
+        invert: bool | Literal["auto"] = "auto",
     ) -> None:
         super().__init__(
             ways, shots, queries, meta_batch_size, False, standard_queries, seed, eval_seed, protocols, val_episodes,
@@ -72,6 +77,8 @@ class ImageFolderDataModule(ImageDataModule):
         )  # fmt: skip
         if channels not in (1, 3):
             raise ValueError(f"channels is {channels}; it must be 1 (grey) or 3 (RGB)")
+        if invert not in (True, False, "auto"):
+            raise ValueError(f"invert is {invert!r}; it must be true, false or 'auto'")
         if image_size < 1:
             raise ValueError(f"image_size is {image_size}; it must be >= 1")
         given = {"train": train_classes, "val": val_classes, "test": test_classes}
@@ -82,6 +89,10 @@ class ImageFolderDataModule(ImageDataModule):
             )
         self.root, self.image_size, self.channels, self.cache_dir = root, image_size, channels, cache_dir
         self.split_ratios, self.split_seed, self.lists = tuple(split_ratios), split_seed, lists or None
+        self.invert, self.inverted = invert, invert is True
+
+    def stored(self) -> Preparation:
+        return Preparation(self.image_size, self.channels, upright=True)
 
     def prepare_data(self) -> None:
         self.pools = self.load()  # on one rank: fills the cache that `setup` reads on the others

@@ -1,8 +1,9 @@
 """Episodes of images: the pools of uint8 images lie on the device, and an episode is a gather from them."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +13,9 @@ from mamllit.core.episode import Episode, EpisodeBatch, Examples
 from mamllit.data.episodic import EpisodicDataModule, Protocol, TestEpisodes
 from mamllit.data.plain import PlainBatch, PlainBatches, PlainDraw, augment, classes_of, draw_plain
 from mamllit.data.pool import ClassPool
+from mamllit.data.preparation import Preparation, border, preparation_of
 from mamllit.data.sampler import SPLITS, draw_image_episodes
+from mamllit.data.sources.prepare import say_once
 
 
 class ImageDraw(NamedTuple):
@@ -26,7 +29,22 @@ class ImageDraw(NamedTuple):
 
 
 class ImageDataModule(EpisodicDataModule):
-    """Base of the image data sets; a subclass says how to `load` the three pools.
+    """Base of the image data sets; a subclass says how to `load` the three pools, and no more is needed:
+
+        import torch
+        from mamllit.data import ClassPool, ImageDataModule
+
+        class Noise(ImageDataModule):
+            def load(self):
+                images = torch.randint(0, 256, (60, 1, 28, 28), dtype=torch.uint8)
+                labels = [i % 6 for i in range(60)]  # of each image: whatever can be told apart
+                return {split: ClassPool.from_labels(images, labels) for split in ("train", "val", "test")}
+
+        data = Noise(ways=5, shots=1, queries=3, standard_queries=3)
+        data.setup("fit")
+        batch = next(iter(data.train_dataloader()))
+        episodes = data.on_after_batch_transfer(batch, 0).episodes  # or give `data` to a Trainer
+        print(episodes.support.x.shape)  # [4, 5, 1, 28, 28]: tasks, ways x shots, channels, height, width
 
     Args:
         ways: N, classes per episode.
@@ -41,19 +59,19 @@ class ImageDataModule(EpisodicDataModule):
 
     def __init__(
         self,
-        ways: int,
-        shots: int,
-        queries: int,
-        meta_batch_size: int,
-        rotate: bool,
-        standard_queries: int,
-        seed: int | None,
-        eval_seed: int,
-        protocols: Sequence[Protocol],
-        val_episodes: int,
-        test_episodes: TestEpisodes,
-        eval_batch_size: int,
-        num_workers: int,
+        ways: int = 5,
+        shots: int = 1,
+        queries: int = 15,
+        meta_batch_size: int = 4,
+        rotate: bool = False,
+        standard_queries: int = 15,
+        seed: int | None = None,
+        eval_seed: int = 0,
+        protocols: Sequence[Protocol] = ("paper", "standard"),
+        val_episodes: int = 200,
+        test_episodes: TestEpisodes = None,
+        eval_batch_size: int = 10,
+        num_workers: int = 0,
         plain: PlainBatches | None = None,
         test_shots: Sequence[int] | None = None,
     ) -> None:
@@ -68,7 +86,11 @@ class ImageDataModule(EpisodicDataModule):
         self.ways, self.rotate, self.plain = ways, rotate, plain
         self._test_shots = (shots,) if test_shots is None else tuple(test_shots)
         self.pools: dict[str, ClassPool] = {}
-        self._on_device: dict[tuple[str, torch.device], Tensor] = {}
+        self._on_device: dict[tuple[str, torch.device, bool], Tensor] = {}
+        self.inverted = False  # whether black becomes 1 and white 0 on the way from the pools to an episode
+        self._met: tuple[Preparation, str] | None = None
+
+    invert: bool | Literal["auto"] | None = "auto"  # "auto": as the weights that meet the images know them; None: never
 
     @abstractmethod
     def load(self) -> dict[str, ClassPool]:
@@ -76,6 +98,61 @@ class ImageDataModule(EpisodicDataModule):
 
     def test_shots(self) -> Sequence[int]:
         return self._test_shots
+
+    # ---- how the images were prepared, and the weights that are to see them --------------------------------------------
+
+    def stored(self) -> Preparation:
+        """How the images in the pools were prepared; here what their shape tells."""
+        _, channels, side, _ = next(iter(self.pools.values())).images.shape
+        return Preparation(side, channels)
+
+    @property
+    def preparation(self) -> Preparation:
+        """How the images of an episode were prepared; after `setup`."""
+        stored = self.stored()
+        return replace(stored, invert=stored.invert != self.inverted)
+
+    def meet(self, weights: Preparation, name: str) -> None:
+        """Weights of a checkpoint that were trained on images of this preparation are to see these ones.
+
+        Ink that is 0 here and 1 for the weights is mended, where `invert` leaves it open; any other difference is refused, at
+        once or at `setup`.
+
+        Raises:
+            ValueError: naming what differs and what to do.
+        """
+        self._met = weights, name
+        if self.pools:
+            self._settle()
+
+    def _settle(self) -> None:
+        assert self._met is not None
+        weights, name = self._met
+        if problems := weights.differences(self.preparation, name):
+            raise ValueError(
+                f"{'; '.join(problems)}. Set the data (`image_size`, `channels`) to what the weights saw, or take other weights"
+            )
+        if weights.invert == self.preparation.invert:
+            return
+        known, given = ("ink" if p.invert else "white" for p in (weights, self.preparation))
+        differ = f"the weights of {name} know {known} as 1, and {type(self).__name__} gives {given} as 1"
+        if self.invert is None:
+            raise ValueError(f"{differ}: take weights that were trained on such images, or train from the beginning")
+        if weights.invert and not self._dark_on_light():
+            say_once(f"the weights of {name} know ink as 1: so it is in these images, which are light on dark")
+        elif self.invert == "auto":
+            self.inverted = not self.inverted
+            say_once(
+                f"the images are inverted: the weights of {name} know ink as 1, and they are dark on light"
+                if self.inverted
+                else f"the images are no longer inverted: the weights of {name} know white as 1"
+            )
+        else:
+            raise ValueError(f"{differ}, since `invert` is {str(self.invert).lower()}: leave it at auto")
+
+    def _dark_on_light(self) -> bool:
+        images = self.pools["train"].images
+        return bool(border(images[:: max(1, len(images) // 1000)]).float().mean() > 127.5)
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -86,6 +163,8 @@ class ImageDataModule(EpisodicDataModule):
             )
         if not self.pools:
             self.pools = self.load()
+        if self._met is not None:
+            self._settle()
         asked = [("train", self.shots + self.queries)] if stage == "fit" and self.plain is None else []
         splits = {"fit": ("val",), "validate": ("val",), "test": ("test",)}.get(stage, ())
         asked += [(e.split, e.shots + e.queries) for split in splits for e in self.evaluation_sets(split)]  # type: ignore[arg-type]
@@ -149,10 +228,17 @@ class ImageDataModule(EpisodicDataModule):
         return EpisodeBatch(drawn.number, Episode(part(0, shots), part(shots, per_class)))
 
     def _images(self, split: str, device: torch.device) -> Tensor:
-        key = (split, device)
+        key = (split, device, self.inverted)
         if key not in self._on_device:
-            self._on_device[key] = self.pools[split].images.to(device)
+            images = self.pools[split].images.to(device)
+            self._on_device[key] = 255 - images if self.inverted else images
         return self._on_device[key]
+
+
+def weights_meet(data: object, described: Mapping[str, Any], name: str) -> None:
+    """`ImageDataModule.meet` for weights whose checkpoint describes its `data`, where that and the data are of images."""
+    if isinstance(data, ImageDataModule) and (weights := preparation_of(described)) is not None:
+        data.meet(weights, name)
 
 
 def rotate(images: Tensor, turns: Tensor) -> Tensor:

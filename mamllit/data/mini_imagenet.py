@@ -61,6 +61,8 @@ class MiniImagenetDataModule(ImageDataModule):
         )  # fmt: skip
         self.root, self.image_size, self.download, self.cache_dir = root, image_size, download, cache_dir
 
+    invert = None  # photographs
+
     def prepare_data(self) -> None:
         self.pools = self._load(self.download)  # on one rank: fills the cache that `setup` reads on the others
 

@@ -8,6 +8,7 @@ from mamllit.data.episodic import Protocol, TestEpisodes
 from mamllit.data.images import ImageDataModule
 from mamllit.data.plain import PlainBatches
 from mamllit.data.pool import ClassPool
+from mamllit.data.preparation import Preparation, omniglot
 from mamllit.data.sources.omniglot import load_omniglot
 
 
@@ -60,6 +61,11 @@ class OmniglotDataModule(ImageDataModule):
             test_episodes, eval_batch_size, num_workers, plain, test_shots,
         )  # fmt: skip
         self.root, self.split, self.resize, self.download = root, split, resize, download
+
+    invert = None  # ink is 1, as in the paper
+
+    def stored(self) -> Preparation:
+        return omniglot(self.resize)
 
     def prepare_data(self) -> None:
         self.pools = self._load(self.download)  # on one rank: fills the cache that `setup` reads on the others

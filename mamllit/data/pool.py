@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,6 +48,34 @@ class ClassPool:
             problems.append(f"class names must be distinct; repeated: {', '.join(repeated[:5])}{more}")
         if problems:
             raise ValueError("ClassPool: " + "; ".join(problems))
+
+    @classmethod
+    def from_labels(cls, images: Tensor | NDArray[np.uint8], labels: Sequence[Any] | Tensor | NDArray[Any]) -> "ClassPool":
+        """A pool of images in any order.
+
+        Args:
+            images: uint8 [M, C, H, W], or [M, H, W] of one channel.
+            labels: [M], a number or a name per image; the classes are in the order of their sorted labels, named as text.
+
+        Raises:
+            ValueError: if there are not as many labels as images, or the images are of another kind.
+        """
+        pictures = torch.as_tensor(images)
+        pictures = pictures[:, None] if pictures.ndim == 3 else pictures
+        plain = labels.tolist() if isinstance(labels, Tensor | np.ndarray) else list(labels)
+        if len(plain) != len(pictures):
+            raise ValueError(f"ClassPool: there are {len(pictures)} images and {len(plain)} labels; each image needs one")
+        if len({str(label) for label in plain}) != len(set(plain)):
+            raise ValueError("ClassPool: labels are the same as text (1 and '1'); make all of them numbers, or all names")
+        try:
+            names = sorted(set(plain))
+        except TypeError:  # of several kinds
+            names = sorted(set(plain), key=str)
+        place = {name: c for c, name in enumerate(names)}
+        which = np.array([place[label] for label in plain], dtype=np.int64)
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(which, minlength=len(names)))]).astype(np.int64)
+        order = torch.from_numpy(np.argsort(which, kind="stable"))
+        return cls(pictures[order], offsets, tuple(map(str, names)))
 
     @property
     def num_classes(self) -> int:

@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from PIL import Image
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Preparation:
             name: of the weights' checkpoint.
         """
         mine, other = (
-            f"{p.image_size}x{p.image_size} pixels of {p.channels} channel{'s' * (p.channels > 1)}" for p in (self, data)
+            f"{p.image_size}x{p.image_size} pixels, {p.channels} channel{'s' * (p.channels > 1)}" for p in (self, data)
         )
         problems = [] if mine == other else [f"the weights of {name} saw {mine}, and the data gives {other}"]
         if (self.mean, self.std) != (data.mean, data.std):
@@ -59,10 +61,15 @@ class Preparation:
         return problems
 
 
-def _omniglot(arguments: Mapping[str, Any]) -> Preparation:
-    if arguments.get("resize", "nearest") == "nearest":  # the paper's images are 1-bit
+def omniglot(resize: str) -> Preparation:
+    """Omniglot's images: ink is 1; with "nearest", as in the paper, they are of 1 bit."""
+    if resize == "nearest":
         return Preparation(28, 1, int(Image.Resampling.NEAREST), invert=True, binary=True)
     return Preparation(28, 1, invert=True)
+
+
+def _omniglot(arguments: Mapping[str, Any]) -> Preparation:
+    return omniglot(arguments.get("resize", "nearest"))
 
 
 def _mini_imagenet(arguments: Mapping[str, Any]) -> Preparation:
@@ -84,6 +91,15 @@ KNOWN: dict[str, Callable[[Mapping[str, Any]], Preparation]] = {
 def preparation_of(data: Mapping[str, Any]) -> Preparation | None:
     """How the images of a checkpoint's `data` were prepared: as it says, or as its DataModule does it; None if unknown."""
     if recorded := data.get("preparation"):
-        return Preparation(**recorded)
+        try:
+            return Preparation(**recorded)
+        except TypeError as error:
+            raise ValueError(f"the checkpoint's `preparation` of its images cannot be used: {error}") from error
     name = str(data.get("class_path", "")).rsplit(".", 1)[-1]
     return KNOWN[name](data.get("init_args") or {}) if name in KNOWN else None
+
+
+def border(images: Tensor) -> Tensor:
+    """The outermost pixels of images [n, C, H, W], [n, ...]: of a drawing its paper, but for a stroke or two."""
+    sides = (images[..., 0, :], images[..., -1, :], images[..., :, 0], images[..., :, -1])
+    return torch.cat([side.flatten(1) for side in sides], dim=1)

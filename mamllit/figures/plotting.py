@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from mamllit.core.metrics import Summary
@@ -54,6 +55,7 @@ def learning_curve(summaries: Mapping[str, Summary], metric: str, title: str, di
             axes.plot(steps, summary.median, "--", color=color, linewidth=1)
     axes.set_xlabel("gradient steps" + (" (dashed: median)" if diverging else ""))
     axes.set_ylabel(metric)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if diverging:
         axes.set_yscale("log")
     axes.grid(alpha=0.3)
@@ -63,7 +65,13 @@ def learning_curve(summaries: Mapping[str, Summary], metric: str, title: str, di
 
 
 def classification_adaptation(
-    support: Tensor, query: Tensor, labels: Tensor, probabilities: Mapping[int, Tensor], title: str
+    support: Tensor,
+    query: Tensor,
+    labels: Tensor,
+    probabilities: Mapping[int, Tensor],
+    title: str,
+    dark_on_light: bool = False,
+    headline: int | None = None,
 ) -> Figure:
     """One classification episode: the support images, and each query image's class probabilities over the steps.
 
@@ -71,6 +79,8 @@ def classification_adaptation(
         support: [N, C, H, W], the first support image of each class.
         query: [n, C, H, W], `labels` [n].
         probabilities: number of gradient steps -> [n, N].
+        dark_on_light: 1 is drawn black, as ink.
+        headline: the number of steps whose value is reported, marked by a line.
     """
     ways, queries = len(support), len(query)
     steps: Sequence[int] = list(probabilities)
@@ -79,8 +89,8 @@ def classification_adaptation(
 
     def show(cell, image: Tensor, label: str) -> None:
         axes = figure.add_subplot(cell)
-        picture = image.permute(1, 2, 0)
-        axes.imshow(picture if picture.shape[-1] == 3 else picture[..., 0], cmap="gray_r", vmin=0, vmax=1)
+        picture = (1 - image if dark_on_light else image).permute(1, 2, 0)
+        axes.imshow(picture if picture.shape[-1] == 3 else picture[..., 0], cmap="gray", vmin=0, vmax=1)
         axes.set_xticks([])
         axes.set_yticks([])
         axes.set_title(label, fontsize=7)
@@ -94,9 +104,13 @@ def classification_adaptation(
             curve = [float(probabilities[step][row, way]) for step in steps]
             true = way == int(labels[row])
             axes.plot(steps, curve, color="#1e8449" if true else "#aaaaaa", linewidth=2 if true else 1)
+        if headline is not None:
+            axes.axvline(headline, color="#cccccc", linewidth=1, zorder=0)
         axes.set_ylim(-0.03, 1.03)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.tick_params(labelsize=6)
         if row == queries - 1:
-            axes.set_xlabel("gradient steps (green: probability of the true class)", fontsize=7)
+            marked = "" if headline is None else f"; line: {headline}, the reported number"
+            axes.set_xlabel(f"gradient steps (green: probability of the true class{marked})", fontsize=7)
     figure.suptitle(title, fontsize=9)
     return figure

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mamllit.data.preparation import KNOWN, Preparation, preparation_of
+from mamllit.data.preparation import KNOWN, Preparation, border, preparation_of
 from mamllit.data.sources.bounded import IMAGE, read_bytes
 from mamllit.data.sources.pixels import FORMATS, opened, plain, turned
 from mamllit.data.sources.source import others_in, report
@@ -78,12 +78,6 @@ def as_ink(images: Tensor, how: Preparation) -> tuple[Tensor, Preparation]:
     if how.invert and bool(border(images).mean() > 0.5):
         return 1 - images, replace(how, invert=False)
     return images, how
-
-
-def border(images: Tensor) -> Tensor:
-    """The outermost pixels of images [n, C, H, W], which are paper on most drawings."""
-    sides = (images[..., 0, :], images[..., -1, :], images[..., :, 0], images[..., :, -1])
-    return torch.cat([side.flatten(1) for side in sides], dim=1)
 
 
 def support_files(folder: str | Path) -> dict[str, list[Path]]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 import yaml
 
+from mamllit.data.preparation import preparation_of
 from mamllit.pretrained.build import rebuild
 from mamllit.pretrained.files import FOLDER, LIMIT, SUFFIX, Checkpoint, DType, find, names, read, steps_before, write
 from mamllit.runs import durable
@@ -69,7 +70,7 @@ def export(
     checkpoint = Checkpoint(
         name=path.stem,
         model=config["model"],
-        data={"class_path": data["class_path"], "init_args": arguments},
+        data={"class_path": data["class_path"], "init_args": arguments, **_preparation(saved, data)},
         result=_result(result, saved["global_step"], asked, ckpt, config.get("results") or {}),
         stored_as=dtype,
     )
@@ -79,6 +80,12 @@ def export(
     if path.resolve().parent == FOLDER.resolve():
         write_table()
     return path
+
+
+def _preparation(saved: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """How the images were prepared, as the run's checkpoint says; of an older run, as its data module does it."""
+    how = preparation_of(saved if "preparation" in saved else data)
+    return {} if how is None else {"preparation": how.as_dict()}
 
 
 def cell_name(config: Mapping[str, Any]) -> str:

@@ -11,7 +11,8 @@ from torch import Tensor
 from mamllit.core.episode import EpisodeBatch
 from mamllit.core.metrics import EpisodeMetric, Summary
 from mamllit.core.tree import item, tree_map
-from mamllit.data import EpisodicDataModule, EvaluationSet
+from mamllit.data import EpisodicDataModule, EvaluationSet, ImageDataModule
+from mamllit.data.images import weights_meet
 from mamllit.engine.compiling import should_compile
 from mamllit.engine.evaluation import BATCH_NORMS, BatchNorm, readings
 from mamllit.engine.meta_gradient import Execution, MetaGradient
@@ -137,13 +138,23 @@ class MetaLearner(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.trained_steps = checkpoint["global_step"]
         self.skipped_steps = checkpoint.get("skipped_steps", 0)
+        weights_meet(self._data(), checkpoint, "the checkpoint")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["skipped_steps"] = self.skipped_steps
+        if isinstance(data := self._data(), ImageDataModule):
+            checkpoint["preparation"] = data.preparation.as_dict()
         # Lightning saves before it has counted the step, and makes up for that when it resumes; a save after the last step has
         # counted it, and a resumed run would log one step late
         if steps := checkpoint["global_step"]:
             checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"] = steps - 1
+
+    def _data(self) -> object:
+        """The Trainer's data module; None without one, as where a checkpoint is loaded by itself."""
+        try:
+            return getattr(self.trainer, "datamodule", None)
+        except RuntimeError:  # attached to no Trainer
+            return None
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         loss.backward(*args, **kwargs)
@@ -165,6 +176,12 @@ class MetaLearner(L.LightningModule):
 
     def meta_step(self, batch: EpisodeBatch) -> MetaStep:
         """The meta-loss of a batch and its gradient; the values are logged where they are due."""
+        if not isinstance(batch, EpisodeBatch):
+            raise TypeError(
+                f"a training step needs an EpisodeBatch, and got a {type(batch).__name__}: MetaLearner trains on episodes. "
+                "Give the Trainer datamodule=..., a subclass of mamllit.data.ImageDataModule or EpisodicDataModule, not a "
+                "DataLoader"
+            )
         iteration = self.global_step
         self.method.begin_iteration(iteration)
         step = self.meta_gradient(batch.episodes)

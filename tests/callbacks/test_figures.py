@@ -133,11 +133,12 @@ def test_the_drawn_predictions_are_those_of_the_adapted_model() -> None:
     evaluation = learner.evaluation_sets[0]
     axes = AdaptationFigures(steps=(0, 2, 10), episodes=1).draw(learner, data, "")["adaptation_5shot"].axes[0]
     _, *adapted, _ = axes.get_lines()
-    assert [line.get_label() for line in adapted] == ["before adaptation", "after 2 steps"]  # 10 is beyond eval_steps
+    asked = ["before adaptation", "after 1 step", "after 2 steps"]  # 1 is the headline, 10 is beyond eval_steps
+    assert [line.get_label() for line in adapted] == asked
     batch = data.episodes(evaluation, 0, 1).episodes
     support = type(batch.support)(batch.support.x[0], batch.support.y[0])
     x = torch.linspace(-5, 5, 200)[:, None]
-    for line, steps in zip(adapted, (0, 2), strict=True):
+    for line, steps in zip(adapted, (0, 1, 2), strict=True):
         state = learner.method.adapt(support, steps)
         expected = learner.method.predict(state, x).detach()[:, 0]
         np.testing.assert_allclose(line.get_ydata(), expected, atol=1e-5)
@@ -172,6 +173,35 @@ def test_the_classification_figure_shows_one_support_and_one_query_image_of_each
     outputs = [learner.method.predict(state, batch.query.x[0]).softmax(-1).detach() for state in states]
     curves = [axes for axes in figure.axes if axes.get_lines()]
     for row, axes in enumerate(curves):
-        for way, line in enumerate(axes.get_lines()):
+        for way, line in enumerate(axes.get_lines()[:3]):  # the fourth marks the headline step
             np.testing.assert_allclose(line.get_ydata(), [float(p[3 * row, way]) for p in outputs], atol=1e-6)
     assert figure.get_suptitle() == "title, K = 2"
+
+
+# ---- the headline step, and ink --------------------------------------------------------------------------------------
+
+
+def test_the_headline_step_is_drawn_whatever_else_is() -> None:
+    learner, data = sine()
+    learner.report_step = 2
+    figure = AdaptationFigures(steps=(0, 1)).draw(learner, data, "title")["adaptation_5shot"]
+    labels = {line.get_label() for line in figure.axes[0].lines}
+    assert {"before adaptation", "after 1 step", "after 2 steps"} <= labels
+
+
+def test_an_episode_of_images_is_drawn_up_to_the_headline_step_and_in_its_own_ink(images: Any) -> None:
+    learner, data = images
+    learner.report_step = 3
+    figures = AdaptationFigures(steps=(0, 1))
+    curves = [axes for axes in figures.draw(learner, data, "t")["adaptation_2shot"].axes if axes.lines]
+    assert list(curves[0].lines[0].get_xdata()) == [0, 1, 2, 3]
+    marks = [line for line in curves[0].lines if len(set(line.get_xdata())) == 1]
+    assert [line.get_xdata()[0] for line in marks] == [3]
+    shown = {}
+    for inverted in (False, True):
+        data.inverted = inverted
+        figure = figures.draw(learner, data, "t")["adaptation_2shot"]
+        shown[inverted] = next(axes.images[0] for axes in figure.axes if axes.images)
+    # what is 1 for the network is white, unless that is ink: so the picture looks as its file in both cases
+    assert np.allclose(shown[True].get_array(), shown[False].get_array(), atol=1e-6)
+    assert shown[True].get_cmap().name == "gray"

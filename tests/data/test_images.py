@@ -1,5 +1,7 @@
 """Image episodes and the loaders of every data module: the right images, on every rank, worker and after a resume."""
 
+import inspect
+import textwrap
 from itertools import islice
 from types import SimpleNamespace
 from typing import Any
@@ -318,3 +320,14 @@ def test_a_split_too_small_is_refused_at_setup(stage: str, changes: dict, messag
 def test_a_split_that_the_stage_does_not_use_may_be_too_small() -> None:
     tiny("fit", ways=5)  # the test split has 4 classes
     tiny("test", queries=50)
+
+
+# ---- a module of one's own -------------------------------------------------------------------------------------------
+
+
+def test_the_example_of_the_docstring_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    text = inspect.cleandoc(ImageDataModule.__doc__ or "").split("is needed:\n")[1].split("\nArgs:")[0]
+    lines = [line for line in textwrap.dedent(text).splitlines() if line.strip()]
+    assert len(lines) <= 15
+    exec("\n".join(lines), {})
+    assert capsys.readouterr().out == "torch.Size([4, 5, 1, 28, 28])\n"
