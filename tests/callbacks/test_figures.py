@@ -168,7 +168,7 @@ def test_the_classification_figure_shows_one_support_and_one_query_image_of_each
     for mine, image in zip(shown, expected, strict=True):
         np.testing.assert_array_equal(mine, image)
     assert [axes.get_title() for axes in pictures[3:]] == ["query, class 0", "query, class 1", "query, class 2"]
-    support = type(batch.support)(batch.support.x[0], batch.support.y[0])
+    support = type(batch.support)(batch.support.x[0], batch.support.y[0], 3)
     states = learner.method.trajectory(support, 2)
     outputs = [learner.method.predict(state, batch.query.x[0]).softmax(-1).detach() for state in states]
     curves = [axes for axes in figure.axes if axes.get_lines()]

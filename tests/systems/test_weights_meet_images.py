@@ -42,11 +42,9 @@ def learner(network: torch.nn.Module | None = None) -> MetaLearner:
 
 
 def trainer(folder: Path, steps: int, *callbacks: L.Callback) -> L.Trainer:
-    return L.Trainer(
-        max_steps=steps, accelerator="cpu", logger=False, default_root_dir=folder, callbacks=[*callbacks], inference_mode=False,
-        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, use_distributed_sampler=False, max_epochs=-1,
-        enable_checkpointing=False,
-    )  # fmt: skip
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    endless = {"max_epochs": -1, "limit_val_batches": 0, "use_distributed_sampler": False, "inference_mode": False}
+    return L.Trainer(max_steps=steps, accelerator="cpu", default_root_dir=folder, callbacks=[*callbacks], **quiet, **endless)  # type: ignore[arg-type]
 
 
 def test_a_fit_that_begins_with_omniglot_s_weights_sees_ink_as_1_and_so_does_its_continuation(tmp_path: Path) -> None:
