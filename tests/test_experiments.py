@@ -12,7 +12,7 @@ import yaml
 
 from mamllit.cli import TRAINER_DEFAULTS, MamllitCLI, names_a_system
 from mamllit.data import EpisodicDataModule
-from mamllit.systems import MetaLearner
+from mamllit.systems import EpisodicSystem, MetaLearner
 
 REPOSITORY = Path(__file__).parents[1]
 EXPERIMENTS = REPOSITORY / "experiments"
@@ -39,7 +39,7 @@ class Parsed(MamllitCLI):
 def parse(*files: Path) -> Parsed:
     arguments = [argument for file in files for argument in ("-c", str(file))]
     return Parsed(
-        MetaLearner,
+        EpisodicSystem if names_a_system(arguments) else MetaLearner,
         EpisodicDataModule,
         subclass_mode_model=names_a_system(arguments),
         subclass_mode_data=True,
@@ -83,7 +83,7 @@ def test_file_parses_and_its_objects_can_be_made(path: Path) -> None:
     cli = parse(path)
     backbone = cli.model.method.backbone
     assert sum(value.numel() for value in backbone.parameters()) > 0
-    cli.model._check_ways(cli.datamodule)  # as many outputs as ways
+    cli.model.check_ways(cli.datamodule)  # as many outputs as ways
 
 
 @each_cell

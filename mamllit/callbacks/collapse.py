@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 import lightning as L
 from torch import Tensor
 
-from mamllit.systems.meta_learner import MetaLearner
+from mamllit.systems.episodic import EpisodicSystem
 
 
 @runtime_checkable
@@ -42,7 +42,7 @@ class CollapseAlarm(L.Callback):
             raise TypeError(f"CollapseAlarm watches methods with `spread()`, which {type(method).__name__} lacks; leave it out")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.state.fn != "fit" or not isinstance(pl_module, MetaLearner) or not isinstance(pl_module.method, Spread):
+        if trainer.state.fn != "fit" or not isinstance(pl_module, EpisodicSystem) or not isinstance(pl_module.method, Spread):
             return
         shares = {name: float(share) for name, share in pl_module.method.spread().items()}
         for logger in trainer.loggers:

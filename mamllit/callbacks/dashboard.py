@@ -13,7 +13,7 @@ from mamllit.callbacks.examples import episode_rows
 from mamllit.callbacks.results import best_checkpoint
 from mamllit.data import EpisodicDataModule
 from mamllit.runs.logs import unharmed
-from mamllit.systems.meta_learner import MetaLearner
+from mamllit.systems.episodic import EpisodicSystem
 
 STEP = "trainer/global_step"
 
@@ -74,10 +74,10 @@ class WandbDashboard(L.Callback):
         run.log(values)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if isinstance(pl_module, MetaLearner):
+        if isinstance(pl_module, EpisodicSystem):
             self._log(trainer, lambda run: self._log_fit(run, trainer, pl_module))
 
-    def _log_fit(self, run: Any, trainer: L.Trainer, pl_module: MetaLearner) -> None:
+    def _log_fit(self, run: Any, trainer: L.Trainer, pl_module: EpisodicSystem) -> None:
         if "val" in pl_module.summaries:
             run.log({"adaptation/val": _curve(pl_module, ["val"]), STEP: trainer.global_step})
         best = best_checkpoint(trainer)
@@ -89,10 +89,10 @@ class WandbDashboard(L.Callback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if isinstance(pl_module, MetaLearner) and isinstance(data, EpisodicDataModule):
+        if isinstance(pl_module, EpisodicSystem) and isinstance(data, EpisodicDataModule):
             self._log(trainer, lambda run: self._log_test(run, pl_module, data))
 
-    def _log_test(self, run: Any, pl_module: MetaLearner, data: EpisodicDataModule) -> None:
+    def _log_test(self, run: Any, pl_module: EpisodicSystem, data: EpisodicDataModule) -> None:
         step = {STEP: pl_module.trained_steps}
         for evaluation in pl_module.evaluation_sets:
             names = [r.name for r in pl_module.readings if r.evaluation == evaluation and r.name in pl_module.summaries]
@@ -102,7 +102,7 @@ class WandbDashboard(L.Callback):
             run.log({"test/episodes": wandb.Table(columns=[*columns], data=[_as_media(row) for row in rows]), **step})
 
 
-def _curve(learner: MetaLearner, names: list[str]) -> Any:
+def _curve(learner: EpisodicSystem, names: list[str]) -> Any:
     """Mean over the episodes after 0, 1, ... inner steps, and the ends of the 95% interval, one line each."""
     metric, ys, keys = learner.method.objective.metric_name, [], []
     for name in names:

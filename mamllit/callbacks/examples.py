@@ -12,13 +12,13 @@ from mamllit.core.episode import Episode, Examples
 from mamllit.core.tree import item, tree_map
 from mamllit.data import EpisodicDataModule, EvaluationSet
 from mamllit.figures.plotting import regression_adaptation
-from mamllit.systems.meta_learner import MetaLearner
+from mamllit.systems.episodic import EpisodicSystem
 
 Rows = tuple[list[str], list[list[Any]]]
 QUERIES = 3  # of each class, at most
 
 
-def episode_rows(learner: MetaLearner, data: EpisodicDataModule, evaluation: EvaluationSet, episodes: int) -> Rows:
+def episode_rows(learner: EpisodicSystem, data: EpisodicDataModule, evaluation: EvaluationSet, episodes: int) -> Rows:
     """Columns and rows for the first `episodes` of an evaluation set; pictures are arrays of bytes [H, W] or [H, W, 3].
 
     Classification of images: a row per query image, with the support (a column per class), the class, and what was predicted
@@ -59,7 +59,7 @@ def _image_rows(number: int, episode: Episode, before: Tensor, after: Tensor, da
     return rows
 
 
-def _one_row(learner: MetaLearner, number: int, episode: Episode, before: Tensor, after: Tensor) -> list[Any]:
+def _one_row(learner: EpisodicSystem, number: int, episode: Episode, before: Tensor, after: Tensor) -> list[Any]:
     metric = learner.method.objective.metric
     values = [float(metric(output, episode.query.y)) for output in (before, after)]
     picture = None

@@ -17,7 +17,7 @@ from mamllit.figures.plotting import classification_adaptation, learning_curve, 
 from mamllit.figures.sample_plots import mask_probabilities, step_sizes
 from mamllit.methods import Method
 from mamllit.runs.logs import unharmed
-from mamllit.systems.meta_learner import MetaLearner
+from mamllit.systems.episodic import EpisodicSystem
 
 # What a method may tell of itself, layer by layer: the verb -> the figure's name and how it is drawn.
 LEARNED = {"mask_probabilities": ("mask_probabilities", mask_probabilities), "learned_rates": ("step_sizes", step_sizes)}
@@ -37,7 +37,7 @@ class AdaptationFigures(L.Callback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if not (trainer.is_global_zero and isinstance(pl_module, MetaLearner) and isinstance(data, EpisodicDataModule)):
+        if not (trainer.is_global_zero and isinstance(pl_module, EpisodicSystem) and isinstance(data, EpisodicDataModule)):
             return
         name = type(pl_module.method).__name__
         for key, figure in self.draw(pl_module, data, f"{name}, {pl_module.trained_steps} iterations").items():
@@ -54,7 +54,7 @@ class AdaptationFigures(L.Callback):
                     with unharmed(logger):
                         logger.log_image(f"figures/{key}", [str(path)])
 
-    def draw(self, learner: MetaLearner, data: EpisodicDataModule, title: str) -> dict[str, Figure]:
+    def draw(self, learner: EpisodicSystem, data: EpisodicDataModule, title: str) -> dict[str, Figure]:
         """The figures by name."""
         metric, regression = learner.method.objective.metric_name, not learner.method.objective.higher_is_better
         measured = [reading for reading in learner.readings if reading.name in learner.summaries]

@@ -23,7 +23,7 @@ from mamllit.runs import durable
 from mamllit.runs.logs import unharmed
 from mamllit.runs.provenance import commit, versions
 from mamllit.runs.stopping import own_checkpoints
-from mamllit.systems.meta_learner import MetaLearner
+from mamllit.systems.episodic import EpisodicSystem
 from mamllit.systems.reading import Reading
 
 Published = Mapping[str, Mapping[int, float]]
@@ -80,7 +80,7 @@ class ResultWriter(L.Callback):
         starts = (callback for callback in trainer.callbacks if isinstance(callback, StartFrom))  # type: ignore[attr-defined]
         origin = next((start.origin for start in starts), None)
         self._fit |= {"started_from": origin} if origin else {}
-        if isinstance(pl_module, MetaLearner):
+        if isinstance(pl_module, EpisodicSystem):
             self._fit |= {"skipped_steps": pl_module.skipped_steps} if pl_module.skipped_steps else {}
             self._write(trainer, pl_module, "fit")
 
@@ -89,11 +89,11 @@ class ResultWriter(L.Callback):
         if self._clock:
             self.on_train_end(trainer, pl_module)
             self._fit["stopped"] = f"{type(exception).__name__}: {exception}"
-            if isinstance(pl_module, MetaLearner):
+            if isinstance(pl_module, EpisodicSystem):
                 self._write(trainer, pl_module, "fit")
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not isinstance(pl_module, MetaLearner):
+        if not isinstance(pl_module, EpisodicSystem):
             return
         self._write(trainer, pl_module, "test")
         if trainer.is_global_zero:
@@ -102,7 +102,7 @@ class ResultWriter(L.Callback):
 
     # ---- the printed table ---------------------------------------------------------------------------------------
 
-    def table(self, learner: MetaLearner) -> Table:
+    def table(self, learner: EpisodicSystem) -> Table:
         """Mean and 95% interval after each number of steps; for regression also the median and the diverged share."""
         objective = learner.method.objective
         steps = [s for s in self.table_steps if s <= learner.eval_steps]
@@ -119,7 +119,7 @@ class ResultWriter(L.Callback):
                 table.add_row(label if i == 0 else "", kind, *cells, end_section=i == len(rows) - 1)
         return table
 
-    def _rows(self, learner: MetaLearner, reading: Reading, steps: list[int]) -> list[tuple[str, list[str]]]:
+    def _rows(self, learner: EpisodicSystem, reading: Reading, steps: list[int]) -> list[tuple[str, list[str]]]:
         summary = learner.summaries[reading.name]
         norm = reading.batch_norm or "mean"
         rows = [(f"{norm} ± 95%", [f"{summary.mean[s]:.4g} ± {summary.ci95[s]:.2g}" for s in steps])]
@@ -134,7 +134,7 @@ class ResultWriter(L.Callback):
 
     # ---- the files -----------------------------------------------------------------------------------------------
 
-    def _write(self, trainer: L.Trainer, learner: MetaLearner, stage: str) -> None:
+    def _write(self, trainer: L.Trainer, learner: EpisodicSystem, stage: str) -> None:
         if not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir)
@@ -176,7 +176,7 @@ class ResultWriter(L.Callback):
             self._log_table(trainer, result)
 
     @staticmethod
-    def _episode_rows(learner: MetaLearner) -> list[tuple[str, str, int, int, float]]:
+    def _episode_rows(learner: EpisodicSystem) -> list[tuple[str, str, int, int, float]]:
         rows: list[tuple[str, str, int, int, float]] = []
         for reading in learner.readings:
             index, values = learner.per_episode[reading.name]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mamllit import pretrained
 from mamllit.data.images import weights_meet
 from mamllit.pretrained.build import fill
-from mamllit.systems.meta_learner import MetaLearner
+from mamllit.systems.episodic import EpisodicSystem
 
 
 class StartFrom(L.Callback):
@@ -51,7 +51,7 @@ class StartFrom(L.Callback):
                 print(said)
             self.origin = {"name": str(self.run_file), "steps_done": saved["global_step"], "seed": None}
         if self.file is not None:
-            assert isinstance(pl_module, MetaLearner)
+            assert isinstance(pl_module, EpisodicSystem)
             checkpoint, tensors = pretrained.read(self.file)
             weights_meet(getattr(trainer, "datamodule", None), checkpoint.data, checkpoint.name)
             fill(pl_module.method, checkpoint, tensors)

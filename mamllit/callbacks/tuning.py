@@ -8,7 +8,7 @@ import torch
 from mamllit.core.tree import tree_map
 from mamllit.data import EpisodicDataModule
 from mamllit.engine.evaluation import evaluate
-from mamllit.systems.meta_learner import MetaLearner
+from mamllit.systems.episodic import EpisodicSystem
 
 
 class TunedStepSize(L.Callback):
@@ -36,7 +36,7 @@ class TunedStepSize(L.Callback):
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(pl_module, MetaLearner) and isinstance(data, EpisodicDataModule)
+        assert isinstance(pl_module, EpisodicSystem) and isinstance(data, EpisodicDataModule)
         method = pl_module.method
         if not isinstance(getattr(method, "inner_lr", None), float):
             raise ValueError(f"{type(method).__name__} has no number inner_lr to tune; leave TunedStepSize out")

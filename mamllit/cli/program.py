@@ -35,7 +35,7 @@ from mamllit.pretrained.build import fill
 from mamllit.pretrained.files import steps_done
 from mamllit.runs import loggers, tracking
 from mamllit.runs.stopping import CleanStop, last_checkpoint
-from mamllit.systems import MetaLearner
+from mamllit.systems import EpisodicSystem, MetaLearner
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "inference_mode": False,  # adaptation at test time needs gradients
@@ -199,11 +199,12 @@ def names_a_system(args: ArgsType = None) -> bool:
 def run(args: ArgsType = None) -> MamllitCLI:
     """Run the command line with `args` (default: the process's), as LightningCLI does; returns it with its trainer."""
     with ExitStack() as until_the_end:
+        named = names_a_system(args)
         try:
             return MamllitCLI(
-                MetaLearner,
+                EpisodicSystem if named else MetaLearner,
                 EpisodicDataModule,
-                subclass_mode_model=names_a_system(args),
+                subclass_mode_model=named,
                 subclass_mode_data=True,
                 seed_everything_default=0,
                 trainer_defaults=TRAINER_DEFAULTS,

@@ -58,7 +58,7 @@ def _structure(tree: Any, tensors: list[Tensor]) -> Structure:
     if isinstance(tree, (tuple, list)):
         return Structure(kind, (), tuple(_structure(part, tensors) for part in tree))
     if is_dataclass(tree) and not isinstance(tree, type):
-        names = _fields(kind)
+        names = _fields(kind)  # type: ignore[arg-type]
         return Structure(kind, names, tuple(_structure(getattr(tree, name), tensors) for name in names))
     if not isinstance(tree, Hashable):
         raise TypeError(
@@ -68,7 +68,7 @@ def _structure(tree: Any, tensors: list[Tensor]) -> Structure:
 
 
 @cache
-def _fields(kind: type) -> tuple[str, ...]:
+def _fields(kind: Any) -> tuple[str, ...]:
     return tuple(field.name for field in fields(kind))
 
 
@@ -78,7 +78,8 @@ def unflatten(structure: Structure, tensors: Iterable[Tensor]) -> Any:
 
 
 def _built(structure: Structure, tensors: Iterator[Tensor]) -> Any:
-    kind, names, parts = structure
+    kind: Any = structure.kind
+    names, parts = structure.names, structure.parts
     if kind is None:
         return next(tensors)
     if kind is _Static:
@@ -87,7 +88,7 @@ def _built(structure: Structure, tensors: Iterator[Tensor]) -> Any:
     if issubclass(kind, dict):
         return kind(zip(names, built, strict=True))
     if is_dataclass(kind):
-        return kind(*built)
+        return kind(*built)  # type: ignore[operator]
     return kind(*built) if hasattr(kind, "_fields") else kind(built)
 
 

@@ -7,7 +7,7 @@ for 50 inner steps as for two, and the graph of a step can be thrown away and ma
 not grow with the number of steps.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -161,6 +161,7 @@ class Staged:
         support, whole = flatten(episodes.support)[0], flatten(episodes)[0]
         with torch.enable_grad():
             leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+            state: Sequence[Tensor]
             state, self.state = flatten(functional_call(self.verbs, leaves, (type(self.method).start, episodes.ways)))
             weights = self.method.outer_weights()
             losses = []

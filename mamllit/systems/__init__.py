@@ -1,6 +1,7 @@
 """The LightningModules."""
 
+from mamllit.systems.episodic import EpisodicSystem
 from mamllit.systems.meta_learner import MetaLearner
 from mamllit.systems.pretrain import PreTrainer
 
-__all__ = ["MetaLearner", "PreTrainer"]
+__all__ = ["EpisodicSystem", "MetaLearner", "PreTrainer"]

@@ -30,7 +30,7 @@ def finite(gradients: list[Tensor]) -> bool:
     return bool(torch.nn.utils.get_total_norm(gradients, norm_type=float("inf")).isfinite())
 
 
-def not_finite(learner: Any, batch: EpisodeBatch, loss: float) -> None:
+def not_finite(learner: Any, batch: EpisodeBatch, loss: Tensor) -> None:
     """Leave out the update under way and count it, or stop, as `learner.non_finite` says.
 
     Raises:
@@ -42,8 +42,8 @@ def not_finite(learner: Any, batch: EpisodeBatch, loss: float) -> None:
         for value in trained:  # an optimiser leaves parameters without a gradient alone
             value.grad = None
         return
-    text = explain(learner.trainer, learner, batch, loss, learner.meta_gradient)
-    before = checkpoint_before(learner.trainer)
+    text = explain(learner.trainer, learner, batch, float(loss), learner.meta_gradient)
+    before = checkpoint_before(learner)
     raise NonFiniteMetaLoss(
         f"{text}. The state from before is {before or 'the initial one'}. Take a smaller learning rate, clip the gradient "
         "(--trainer.gradient_clip_val), or leave such steps out (--model.non_finite skip)"
@@ -80,26 +80,27 @@ def explain(trainer: L.Trainer, learner: L.LightningModule, batch: EpisodeBatch,
     )
 
 
-def checkpoint_before(trainer: L.Trainer) -> Path | None:
+def checkpoint_before(learner: Any) -> Path | None:
     """Save the state that the step under way began with, as `before_step<n>.ckpt`; None at the first step."""
+    trainer: L.Trainer = learner.trainer
     if trainer.global_step == 0:
         return None
     path = last_checkpoint(trainer).parent / f"before_step{trainer.global_step + 1}.ckpt"
-    checkpoint = trainer._checkpoint_connector.dump_checkpoint()
-    _roll_back(checkpoint)
-    trainer.strategy.save_checkpoint(checkpoint, path)
-    trainer.strategy.barrier("before")
+    learner.rolling_back = True  # so that its `on_save_checkpoint` calls `roll_back`
+    try:
+        trainer.save_checkpoint(path, weights_only=False)
+    finally:
+        learner.rolling_back = False
     return path
 
 
-def _roll_back(checkpoint: dict[str, Any]) -> None:
-    """Let the loops look as at the end of the step before, where Lightning's own checkpoints are written."""
+def roll_back(checkpoint: dict[str, Any]) -> None:
+    """Let the loops of a checkpoint look as at the end of the step before, where Lightning's own checkpoints are written."""
     loop = checkpoint["loops"]["fit_loop"] = copy.deepcopy(checkpoint["loops"]["fit_loop"])
     for counts in ("total", "current"):
         progress = loop["epoch_loop.batch_progress"][counts]
         done = progress["completed"]
         progress.update(ready=done, started=done, processed=done, completed=done - 1)
-    loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
 
 
 def _listed(items: list[Any]) -> str:

@@ -22,11 +22,10 @@ from mamllit.data.images import ImageDataModule
 from mamllit.engine.evaluation import BATCH_NORMS, BatchNorm
 from mamllit.methods import PrototypicalNetworks
 from mamllit.objectives import Classification
-from mamllit.systems.hooks import skip_driver_checks, skip_empty_hooks
-from mamllit.systems.meta_learner import MetaLearner
+from mamllit.systems.episodic import EpisodicSystem
 
 
-class PreTrainer(MetaLearner):
+class PreTrainer(EpisodicSystem):
     """Trains a backbone and a head on the classes of meta-train.
 
     Args:
@@ -34,7 +33,7 @@ class PreTrainer(MetaLearner):
         classes: of meta-train (with `rotated_classes`, four times as many).
         head: "linear", or "cosine" (W.-Y. Chen et al. 2019): the cosine with a vector per class times a learned scale.
         label_smoothing: of the cross-entropy, in [0, 1).
-        optimizer, lr_scheduler, log_every, batch_norm: as in `MetaLearner`; the scheduler steps with every update.
+        optimizer, lr_scheduler, log_every, batch_norm: see `EpisodicSystem`; the scheduler steps with every update.
 
     Raises:
         ValueError: for a number out of bounds; at `setup`, for other classes than the data's, or data without `plain`.
@@ -76,19 +75,10 @@ class PreTrainer(MetaLearner):
         """The network that is trained."""
         return self.method.backbone  # type: ignore[return-value]
 
-    def configure_optimizers(self) -> Any:
-        optimizer = self._optimizer(list(self.parameters()))
-        if self._lr_scheduler is None:
-            return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self._lr_scheduler(optimizer), "interval": "step"},
-        }
-
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if stage == "fit":
-            self._check_classes(getattr(self.trainer, "datamodule", None))
+            self._check_classes(self.data)
 
     def _check_classes(self, data: Any) -> None:
         if not isinstance(data, ImageDataModule) or data.plain is None:
@@ -99,20 +89,10 @@ class PreTrainer(MetaLearner):
         if data.plain_classes != self.classes:
             raise ValueError(f"classes is {self.classes}, but the meta-train split has {data.plain_classes}: give the latter")
 
-    def _check_ways(self, data: EpisodicDataModule) -> None:
+    def check_ways(self, data: EpisodicDataModule) -> None:
         """The head tells the classes of meta-train apart, and is not used in an episode."""
 
-    def on_fit_start(self) -> None:
-        skip_empty_hooks(self.trainer)
-        skip_driver_checks(self.device)
-        self.trained = [value for value in self.parameters() if value.requires_grad]
-        # else the loggers get the last value again at every step
-        self.trainer.log_every_n_steps = self.log_every  # type: ignore[attr-defined]
-
-    def check_gradient(self) -> None:
-        """The loss was looked at when it was logged."""
-
-    def training_step(self, batch: PlainBatch, batch_idx: int) -> Tensor:  # type: ignore[override]
+    def training_step(self, batch: PlainBatch, batch_idx: int) -> Tensor:
         x, y = batch.examples.x, batch.examples.y
         logits = self.head(self.backbone(x))
         loss = F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
@@ -125,9 +105,6 @@ class PreTrainer(MetaLearner):
             accuracy = (logits.detach().argmax(-1) == y).float().mean()
             self.log_dict({"train/loss": loss, "train/accuracy": accuracy}, prog_bar=True, batch_size=len(y), sync_dist=True)
         return loss
-
-    def _log_episodes(self, steps: int, meta_batch_size: int) -> None:
-        """An axis of meta-training; here the loggers' step serves."""
 
 
 def count_features(backbone: nn.Module) -> int:

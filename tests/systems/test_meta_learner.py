@@ -1,6 +1,5 @@
 """MetaLearner under a real Trainer on the CPU: the gradient that arrives, Lightning's own services, and what is refused."""
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,6 @@ from mamllit.engine.meta_gradient import MetaGradient
 from mamllit.methods import MAML
 from mamllit.objectives import Classification, Regression
 from mamllit.systems import MetaLearner
-from mamllit.systems.hooks import skip_driver_checks
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 from short_fits import flat, make_data, make_method, make_trainer
@@ -253,11 +251,3 @@ def test_evaluation_without_an_episodic_datamodule_says_what_to_pass() -> None:
     data.trainer = trainer
     with pytest.raises(TypeError, match="evaluates on the fixed episodes of an EpisodicDataModule, but the Trainer has None"):
         trainer.test(learner, data.test_dataloader(), verbose=False)
-
-
-def test_on_a_cpu_the_optimizer_is_not_kept_looking_for_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-    skip_driver_checks(torch.device("cuda"))
-    assert os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"
-    skip_driver_checks(torch.device("cpu"))
-    assert os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == "0"

@@ -15,7 +15,7 @@ from typing import Any
 
 import lightning as L
 
-from mamllit import cli
+from mamllit.cli import program as cli
 from mamllit.core.episode import EpisodeBatch
 from mamllit.engine.meta_gradient import MetaGradient
 from suite.report import duration

@@ -1,0 +1,202 @@
+"""The base of every system that is judged by episodes: evaluation on fixed episodes, and the optimiser.
+
+A system is a LightningModule that holds a method and says in `training_step` how it learns. Validation, test, metrics and
+summaries, which the callbacks read, are here, the same for all.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from mamllit.core.episode import EpisodeBatch
+from mamllit.core.metrics import EpisodeMetric, Summary
+from mamllit.core.tree import item, tree_map
+from mamllit.data import EpisodicDataModule, EvaluationSet, ImageDataModule
+from mamllit.data.images import weights_meet
+from mamllit.engine.evaluation import BATCH_NORMS, BatchNorm, readings
+from mamllit.engine.meta_gradient import Execution
+from mamllit.engine.trial import company
+from mamllit.kernels.malloc import keep_memory
+from mamllit.methods import Method
+from mamllit.systems.reading import Reading, readings_of
+
+
+class EpisodicSystem(L.LightningModule):
+    """Evaluates a method on the fixed episodes of an `EpisodicDataModule`; subclasses say how it is trained.
+
+    Args:
+        method: what is learned.
+        optimizer: makes the optimiser from the parameters.
+        lr_scheduler: makes a scheduler from the optimiser, stepped after every update; None for a constant rate.
+        eval_steps: inner steps at validation and test; metrics are reported after 0, 1, ..., eval_steps.
+        report_step: the number of steps whose value is the headline (`val/<metric>`, progress bar, model selection).
+        log_every: steps between two logged training values; logging each step would cost more than a sine step.
+        diverged_above: an evaluation value above this counts as a diverged episode (regression).
+        batch_norm: by whose statistics a test normalises the query images, see `mamllit.engine.evaluation`; a method without
+            batch norm has one reading in any case. Validation is transductive, as meta-training is.
+        execution: how the episodes of a batch run: "auto", "vmap", "loop", or a chunk size (see `mamllit.engine`).
+
+    After an evaluation, `readings` lists what was measured, and `summaries` and `per_episode` hold it by the reading's name.
+
+    Raises:
+        ValueError: for numbers out of bounds; at `setup`, when the data's ways differ from the network's outputs.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=1e-3),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        eval_steps: int = 10,
+        report_step: int = 1,
+        log_every: int = 50,
+        diverged_above: float | None = None,
+        batch_norm: Sequence[BatchNorm] = BATCH_NORMS,
+        execution: Execution = "auto",
+    ) -> None:
+        super().__init__()
+        if not 0 <= report_step <= eval_steps:
+            raise ValueError(f"report_step is {report_step}; it must lie between 0 and eval_steps, which is {eval_steps}")
+        if log_every < 1:
+            raise ValueError(f"log_every is {log_every}; it must be >= 1")
+        if not batch_norm or len(set(batch_norm)) < len(batch_norm) or set(batch_norm) - set(BATCH_NORMS):
+            raise ValueError(f"batch_norm is {list(batch_norm)}; it must be one or both of {list(BATCH_NORMS)}, each once")
+        self.method = method
+        self.eval_steps, self.report_step, self.log_every = eval_steps, report_step, log_every
+        self.diverged_above, self.batch_norm, self.execution = diverged_above, tuple(batch_norm), execution
+        self.evaluation_sets: list[EvaluationSet] = []
+        self.readings: list[Reading] = []
+        self.summaries: dict[str, Summary] = {}
+        self.per_episode: dict[str, tuple[Tensor, Tensor]] = {}
+        self.trained_steps = 0
+        self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
+        self._metrics: dict[str, EpisodeMetric] = {}
+
+    @property
+    def data(self) -> object:
+        """The Trainer's data module; None without one, as where a checkpoint is loaded by itself."""
+        try:
+            return getattr(self.trainer, "datamodule", None)
+        except RuntimeError:  # attached to no Trainer
+            return None
+
+    # ---- training ------------------------------------------------------------------------------------------------
+
+    def optimized(self) -> list[Any]:
+        """What the optimiser gets: parameters, or groups of them."""
+        return list(self.parameters())
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self._optimizer(self.optimized())
+        if self._lr_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._lr_scheduler(optimizer), "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        if isinstance(data := self.data, EpisodicDataModule):
+            self._find_company(data)
+        # else the loggers get the last value again at every step
+        self.trainer.log_every_n_steps = self.log_every  # type: ignore[attr-defined]
+
+    def on_train_end(self) -> None:
+        self.trained_steps = self.global_step
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.trained_steps = checkpoint["global_step"]
+        weights_meet(self.data, checkpoint, "the checkpoint")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if isinstance(data := self.data, ImageDataModule):
+            checkpoint["preparation"] = data.preparation.as_dict()
+        # Lightning saves before it has counted the step, and makes up for that when it resumes; a save after the last step has
+        # counted it, and a resumed run would log one step late
+        if steps := checkpoint["global_step"]:
+            checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"] = steps - 1
+
+    # ---- evaluation ----------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        if self.trainer.strategy.root_device.type == "cpu":
+            keep_memory()
+        data = self.data
+        if isinstance(data, EpisodicDataModule):
+            self.check_ways(data)
+
+    def check_ways(self, data: EpisodicDataModule) -> None:
+        """Raise `ValueError` where the network has another number of outputs than the data has ways."""
+        outputs = getattr(getattr(self.method, "backbone", None), "out_features", None)
+        if outputs is not None and outputs != data.ways:
+            raise ValueError(
+                f"the network has {outputs} outputs (out_features), but an episode of the data has {data.ways} ways; "
+                "give both the same number"
+            )
+
+    def on_validation_epoch_start(self) -> None:
+        self._start_evaluation("val")
+
+    def validation_step(self, batch: EpisodeBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(batch, dataloader_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        self._finish_evaluation("val")
+
+    def on_test_epoch_start(self) -> None:
+        self._start_evaluation("test")
+
+    def test_step(self, batch: EpisodeBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(batch, dataloader_idx)
+
+    def on_test_epoch_end(self) -> None:
+        self._finish_evaluation("test")
+
+    @property
+    def transductive(self) -> bool:
+        """Whether a prediction depends on the other query examples, as a trial has shown; before one, by the method's word."""
+        found = company(self.method)
+        return self.method.transductive if found is None else found.kind != "none"
+
+    def _find_company(self, data: EpisodicDataModule) -> None:
+        (first,) = data.evaluation_sets("val")[:1]
+        batch = data.episodes(first, 0, 1).episodes
+        company(self.method, tree_map(lambda tensor: tensor.to(self.device), item(batch, 0)))
+
+    def _start_evaluation(self, split: Literal["val", "test"]) -> None:
+        data = self.data
+        if not isinstance(data, EpisodicDataModule):
+            own = type(self).__name__
+            raise TypeError(
+                f"{own} evaluates on the fixed episodes of an EpisodicDataModule, but the Trainer has {data!r}; "
+                "pass datamodule=..., a subclass of mamllit.data.EpisodicDataModule"
+            )
+        self.evaluation_sets = data.evaluation_sets(split)
+        asked = self.batch_norm if split == "test" else BATCH_NORMS[:1]
+        self._find_company(data)
+        self.readings = readings_of(self.evaluation_sets, asked if self.transductive else (None,))
+        self._metrics = {reading.name: EpisodeMetric(self.diverged_above).to(self.device) for reading in self.readings}
+
+    def _evaluate(self, batch: EpisodeBatch, dataloader_idx: int) -> None:
+        evaluation = self.evaluation_sets[dataloader_idx]
+        own = [reading for reading in self.readings if reading.evaluation == evaluation]
+        values = readings(self.method, batch.episodes, self.eval_steps, [reading.way for reading in own], self.execution)
+        for reading in own:
+            self._metrics[reading.name].update(batch.number, values[reading.way])
+
+    def _finish_evaluation(self, split: Literal["val", "test"]) -> None:
+        metric_name = self.method.objective.metric_name
+        for name, metric in self._metrics.items():
+            summary: Summary = metric.summary()
+            self.summaries[name] = summary
+            self.per_episode[name] = metric.ordered
+            prefix = f"{split}/{name}/" if split == "test" else f"{split}/"
+            values = {}
+            for steps in range(len(summary.mean)):
+                for field in ("mean", "ci95", "median", "diverged"):
+                    values[f"{prefix}{metric_name}_step{steps}_{field}"] = getattr(summary, field)[steps].float()
+            self.log_dict(values, sync_dist=True)  # equal on all ranks already; said so that Lightning need not warn
+            if split == "val":
+                headline = summary.mean[min(self.report_step, len(summary.mean) - 1)]
+                self.log(f"val/{metric_name}", headline.float(), prog_bar=True, sync_dist=True)
