@@ -106,7 +106,7 @@ def ink_is_1(data: EpisodicDataModule) -> bool:
 
 
 def _classification(
-    learner: MetaLearner, data: EpisodicDataModule, evaluation: EvaluationSet, steps: list[int], title: str
+    learner: EpisodicSystem, data: EpisodicDataModule, evaluation: EvaluationSet, steps: list[int], title: str
 ) -> Figure:
     method = learner.method
     device = next(method.parameters()).device
