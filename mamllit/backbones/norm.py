@@ -1,79 +1,34 @@
 """Batch norm as the MAML authors ran it: always the statistics of the batch at hand, and a learned shift only.
 
-Whose statistics those are decides what a result means. By default a batch is normalised by all of itself, as in the paper: a
-query image's prediction then depends on the other query images (transductive). Under `statistics_from(rows)` only the first
-rows count, so that with the support in front each query image is predicted by itself (inductive).
+Whose statistics those are decides what a result means. By default a batch is normalised by all of itself, as in the paper: the
+prediction for a query image then depends on the other query images (transductive). A network `normalised_by_first(rows)` uses
+only the statistics of the first rows of a batch: with the support in front, each query image is predicted alone (inductive).
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import copy
+from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mamllit.kernels.norm.normalise import normalise
-
-_rows: int | None = None  # a plain global: torch.compile guards on it, which it does not do for a ContextVar
-
-
-@contextmanager
-def statistics_from(rows: int | None) -> Iterator[None]:
-    """Within, every `BatchStatNorm` takes its statistics from the first `rows` examples of a batch; None means from all.
-
-    Nests; an inner one wins until its end. Works under `torch.func.vmap` and `grad`, where an example is one of the function
-    that is transformed. Holds for the whole process, threads included.
-
-    Raises:
-        ValueError: for fewer than one row.
-    """
-    global _rows
-    if rows is not None and rows < 1:
-        raise ValueError(f"rows is {rows}; statistics need at least one example, so it must be >= 1 (or None for all)")
-    before, _rows = _rows, rows
-    try:
-        yield
-    finally:
-        _rows = before
-
-
-def counted_rows(x: Tensor) -> Tensor:
-    """Those examples of `x` [n, ...] that statistics are taken from, see `statistics_from`; `x` itself where that is all.
-
-    Raises `ValueError` where `statistics_from` asks for more examples than n.
-    """
-    rows = x.shape[0] if _rows is None else _rows
-    if rows > x.shape[0]:
-        raise ValueError(
-            f"statistics_from({rows}) asks for the statistics of {rows} examples, but the batch has {x.shape[0]}; "
-            "put the examples that count in front"
-        )
-    return x if rows == x.shape[0] else x[:rows]
-
-
-def wide(x: Tensor) -> Tensor:
-    """`x` in float32 at least: the variance of numbers with 8 bits is noise, and an inner loop differentiates it twice."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class BatchStatNorm(nn.Module):
-    """Normalise the last dimension's channels over all others with the batch's own statistics, then add `beta`.
+    """Normalise each channel with the batch's own statistics, over all examples and positions, then add `beta`.
 
     tf.contrib.layers.batch_norm with is_training=True and scale=False (cbfinn/maml): eps 1e-3, biased variance, no gamma, no
-    running statistics. What is in the batch therefore matters: a query batch that is normalised by itself is transductive, and
-    `statistics_from` is the way out.
+    running statistics.
 
     Args:
-        channels: size of the last dimension.
+        channels: size of dimension 1.
         eps: added to the variance.
         scale: also learn a factor gamma per channel (the norm of most other papers).
 
-    Shape: [n, ..., channels] -> the same; with `of` [n, ..., channels], that tensor is normalised by the statistics of the
-    first (where a pooled map stands for the whole one). `relu`: rectify the result in the same pass. `border`: put rows of
-    zeros before and after, in both dimensions of images. `offset` [channels]: a constant that `x` lacks (a convolution's bias),
-    which the norm takes away anyway; it only enters autograd's graph, with a gradient of zero. Raises `ValueError` where
-    `statistics_from` asks for more examples than n.
+    Shape: [n, channels, ...] -> the same. Raises `ValueError` where `statistics_rows` is more than n.
     """
+
+    statistics_rows: int | None = None  # take the statistics from the first so many examples; see `normalised_by_first`
 
     def __init__(self, channels: int, eps: float = 1e-3, scale: bool = False) -> None:
         super().__init__()
@@ -81,38 +36,47 @@ class BatchStatNorm(nn.Module):
         self.beta = nn.Parameter(torch.zeros(channels))
         self.gamma = nn.Parameter(torch.ones(channels)) if scale else None
 
-    def forward(
-        self,
-        x: Tensor,
-        of: Tensor | None = None,
-        relu: bool = False,
-        border: tuple[int, int] = (0, 0),
-        offset: Tensor | None = None,
-    ) -> Tensor:
-        if torch.is_autocast_enabled(x.device.type):
-            x, of = wide(x), None if of is None else wide(of)
-        counted = counted_rows(x)
-        whole = x if of is None else of
-        alone = of is None and counted is x
-        shift = self.beta if self.gamma is None else torch.zeros_like(self.beta)
-        if offset is not None:
-            shift = shift + 0 * offset
-        fused = self.gamma is None
-        z = normalise(
-            _as_images(counted),
-            None if alone else _as_images(whole),
-            shift,
-            self.eps,
-            relu and fused,
-            border if fused else (0, 0),
-        )
+    def forward(self, x: Tensor) -> Tensor:
+        x = wide(x) if torch.is_autocast_enabled(x.device.type) else x
+        counted = first_rows(x, self.statistics_rows)
+        others = [0, *range(2, x.dim())]
+        mean = counted.mean(others, keepdim=True)
+        variance = counted.var(others, correction=0, keepdim=True)
+        z = (x - mean) * torch.rsqrt(variance + self.eps)
         if self.gamma is not None:
-            z = torch.addcmul(self.beta, z, self.gamma)
-            before, after = border
-            z = F.pad(torch.relu(z) if relu else z, (0, 0, before, after, before, after))
-        return z if whole.dim() == 4 else z.view(whole.shape)
+            z = z * self.gamma.view(mean.shape)
+        return z + self.beta.view(mean.shape)
 
 
-def _as_images(x: Tensor) -> Tensor:
-    """[n, ..., C] -> [n, h, w, C]."""
-    return x if x.dim() == 4 else x.reshape(len(x), -1, 1, x.shape[-1])
+def normalised_by_first(module: Module, rows: int) -> Module:
+    """A copy of `module` whose batch norms use the statistics of the first `rows` examples of a batch, and normalise all.
+
+    The norms are those modules that have an attribute `statistics_rows`; `module` itself stays as it is. Under
+    `torch.func.vmap` an example is one of the function that is vectorised.
+
+    Raises:
+        ValueError: for fewer than one row.
+    """
+    if rows < 1:
+        raise ValueError(f"rows is {rows}; statistics need at least one example, so it must be >= 1")
+    module = copy.deepcopy(module)
+    for part in module.modules():
+        if hasattr(part, "statistics_rows"):
+            part.statistics_rows = rows  # type: ignore[assignment]
+    return module
+
+
+def first_rows(x: Tensor, rows: int | None) -> Tensor:
+    """The first `rows` examples of `x` [n, ...]; all for None. Raises `ValueError` where there are fewer."""
+    if rows is None:
+        return x
+    if rows > len(x):
+        raise ValueError(
+            f"statistics_rows is {rows}, but the batch has {len(x)} examples; put the examples whose statistics count in front"
+        )
+    return x[:rows]
+
+
+def wide(x: Tensor) -> Tensor:
+    """`x` in float32 at least: the variance of numbers with 8 bits is noise, and an inner loop differentiates it twice."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

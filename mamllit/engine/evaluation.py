@@ -6,19 +6,19 @@ batch is normalised by itself, so a prediction depends on the other query images
 support under the adapted weights, so each query image is predicted by itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from mamllit.backbones.norm import statistics_from
+from mamllit.backbones.norm import normalised_by_first
 from mamllit.core.episode import Episode
 from mamllit.core.tree import count, item, take, tree_map, vmap
+from mamllit.engine.cpu import fast_on_cpu
 from mamllit.engine.looped import each
 from mamllit.engine.meta_gradient import Execution, chunk_size, in_precision_of
 from mamllit.engine.trial import Company, Finding, company, remembered, running, try_out
-from mamllit.kernels.matmul import fast_products
 from mamllit.methods.base import Method, State
 
 BatchNorm = Literal["transductive", "inductive"]
@@ -39,14 +39,28 @@ def predict(method: Method, state: State, episode: Episode, batch_norm: BatchNor
     kept: right for every method whose `predict` treats the examples separately but for the norm. Where a network lets the
     examples act on each other in another manner, each query example is predicted beside the support alone.
     """
+    return _predictor(method, episode.support.x.shape[0], batch_norm)(state, episode)
+
+
+def _predictor(method: Method, rows: int, batch_norm: BatchNorm) -> Callable[[State, Episode], Tensor]:
+    """`predict` for episodes of one method, with `rows` examples in each support."""
     if batch_norm == "transductive":
-        return method.predict(state, episode.query.x)
-    support, query, found = episode.support.x, episode.query.x, company(method) or Company("norm")
-    rows = support.shape[0]
+        return lambda state, episode: method.predict(state, episode.query.x)
+    found = company(method) or Company("norm")
     if found.kind == "other":
-        return torch.cat([method.predict(state, torch.cat([support, x[None]]))[rows:] for x in query])
-    with running(found.operators), statistics_from(rows):
-        return method.predict(state, torch.cat([support, query]))[rows:]
+
+        def beside_support(state: State, episode: Episode) -> Tensor:
+            support = episode.support.x
+            return torch.cat([method.predict(state, torch.cat([support, x[None]]))[rows:] for x in episode.query.x])
+
+        return beside_support
+    by_support = normalised_by_first(method, rows)
+
+    def behind_support(state: State, episode: Episode) -> Tensor:
+        with running(found.operators, rows):
+            return by_support.predict(state, torch.cat([episode.support.x, episode.query.x]))[rows:]
+
+    return behind_support
 
 
 def readings(
@@ -64,19 +78,22 @@ def readings(
     Runs under `no_grad`, which `torch.func.grad` inside the inner loop does not heed: so no graph through the steps is kept.
     """
 
+    predictors: dict[BatchNorm, Callable[[State, Episode], Tensor]] = {}
+    metric = method.objective.metric
+
     def one(episode: Episode) -> dict[BatchNorm, Tensor]:
         states = method.trajectory(episode.support, steps)
         return {
-            batch_norm: torch.stack(
-                [method.objective.metric(predict(method, state, episode, batch_norm), episode.query.y) for state in states]
-            )
-            for batch_norm in batch_norms
+            batch_norm: torch.stack([metric(predicted(state, episode), episode.query.y) for state in states])
+            for batch_norm, predicted in predictors.items()
         }
 
     method.heed_frozen()
-    with torch.inference_mode(False), torch.no_grad(), fast_products(episodes.support.x):
+    with torch.inference_mode(False), torch.no_grad(), fast_on_cpu(episodes.support.x):
         episodes = in_precision_of(method, ordinary(episodes))
         company(method, item(episodes, 0))
+        rows = episodes.support.x.shape[1]
+        predictors.update({batch_norm: _predictor(method, rows, batch_norm) for batch_norm in batch_norms})
         size = chunk_size("loop" if execution == "loop" else "auto", episodes, CHUNK)
         size = min(size, execution) if isinstance(execution, int) else size
         finding = remembered(method, "prediction", lambda: try_out(method, episodes, _predictions, "predictions"))

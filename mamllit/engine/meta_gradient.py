@@ -14,10 +14,10 @@ from torch import Tensor
 from mamllit.core.episode import Episode
 from mamllit.core.tree import Structure, count, flatten, take, tree_map
 from mamllit.engine.compiling import Backend
+from mamllit.engine.cpu import fast_on_cpu
 from mamllit.engine.looped import Looped
 from mamllit.engine.stages import Memory, MetaStep, Staged, Whole
 from mamllit.engine.trial import Finding, relative, remembered, try_out
-from mamllit.kernels.matmul import fast_products
 from mamllit.methods.base import InnerLoopMethod, Method
 
 Execution = Literal["auto", "vmap", "loop"] | int
@@ -113,7 +113,7 @@ class MetaGradient:
         method.heed_frozen()
 
     def __call__(self, episodes: Episode) -> MetaStep:
-        with fast_products(episodes.support.x):
+        with fast_on_cpu(episodes.support.x):
             return self._run(in_precision_of(self.method, episodes))
 
     def check(self, episodes: Episode) -> Finding:

@@ -1,12 +1,12 @@
 """PyTorch's norms as sums and products, for where its own operators are wrong or take the wrong examples.
 
 Under `torch.func.vmap` the derivative of an affine layer, batch or instance norm counts its mean and variance as constants, so
-that a second derivative is wrong (pytorch/functorch issue 534). Out of plain operators it is right. Within
-`mamllit.backbones.norm.statistics_from` the batch norm here takes its statistics from the first rows alone, as `BatchStatNorm`
-does: that makes the inductive reading of a network whose batch norm is PyTorch's.
+that a second derivative is wrong (pytorch/functorch issue 534). Out of plain operators it is right. The batch norm here can
+use the statistics of the first rows alone: that makes the inductive reading of a network whose batch norm is PyTorch's.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,11 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from mamllit.backbones.norm import counted_rows, wide
+from mamllit.backbones.norm import first_rows, wide
 
 
 class PlainNorms(TorchFunctionMode):
-    """Within, `torch.nn.functional`'s layer, batch and instance norm, and so the modules of `torch.nn`, are the ones below."""
+    """Within, `torch.nn.functional`'s layer, batch and instance norm, and so the modules of `torch.nn`, are the ones below.
+
+    `statistics_rows`: the batch norm uses the statistics of the first so many examples; None for all.
+    """
+
+    def __init__(self, statistics_rows: int | None = None) -> None:
+        super().__init__()
+        self.plain = {**PLAIN, F.batch_norm: partial(batch_norm, statistics_rows=statistics_rows)}
 
     def __torch_function__(
         self,
@@ -27,7 +34,7 @@ class PlainNorms(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        return PLAIN.get(func, func)(*args, **(kwargs or {}))
+        return self.plain.get(func, func)(*args, **(kwargs or {}))
 
 
 def layer_norm(
@@ -47,13 +54,14 @@ def batch_norm(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    statistics_rows: int | None = None,
 ) -> Tensor:
     """`torch.nn.functional.batch_norm` by the statistics of the batch; any other is left to PyTorch."""
     if not training or running_mean is not None or x.numel() == x.shape[1]:
         return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
     dims = (0, *range(2, x.dim()))
     channels = (-1, *(1,) * (x.dim() - 2))
-    z = _normalised(x, counted_rows(x), dims, eps)
+    z = _normalised(x, first_rows(x, statistics_rows), dims, eps)
     return _scaled(z, _shaped(weight, channels), _shaped(bias, channels)).to(x.dtype)
 
 

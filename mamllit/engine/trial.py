@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mamllit.backbones.norm import statistics_from
+from mamllit.backbones.norm import normalised_by_first
 from mamllit.core.episode import Episode, Examples
 from mamllit.core.inner_loop import Params
 from mamllit.core.tree import item, tree_map
@@ -81,15 +81,18 @@ def _is_known(module: nn.Module) -> bool:
 
 
 @contextmanager
-def running(operators: Operators) -> Iterator[None]:
-    """Within, attention is computed by products, which PyTorch can differentiate twice, and norms as `operators` says."""
+def running(operators: Operators, statistics_rows: int | None = None) -> Iterator[None]:
+    """Within, attention is computed by products, which PyTorch can differentiate twice, and norms as `operators` says.
+
+    `statistics_rows`: PyTorch's batch norms, where they are plain, use the statistics of the first so many examples.
+    """
     if operators == "torch":
         yield
         return
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH), PlainNorms() if operators == "plain" else nullcontext():
+        with sdpa_kernel(SDPBackend.MATH), PlainNorms(statistics_rows) if operators == "plain" else nullcontext():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -212,8 +215,9 @@ def _depends(tried: Method, episode: Episode, tolerance: float) -> Company:
     other = torch.cat([first, first.expand(replaced, *first.shape[1:]), support.x[replaced:]])
 
     def differs(front: Tensor, operators: Operators, rows: int | None) -> bool:
-        with running(operators), statistics_from(rows):
-            a, b = (tried.predict(state, torch.cat([front, x]))[len(front)] for x in (one, other))
+        method = tried if rows is None else normalised_by_first(tried, rows)
+        with running(operators, rows):
+            a, b = (method.predict(state, torch.cat([front, x]))[len(front)] for x in (one, other))
         return bool((a - b).norm() > tolerance * a.norm().clamp_min(1e-6))
 
     with running("math"):

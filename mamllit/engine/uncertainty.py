@@ -13,6 +13,7 @@ from torch import Tensor
 from mamllit.core.episode import Episode, Examples
 from mamllit.core.noise import episode_key, uniform
 from mamllit.core.tree import vmap
+from mamllit.engine.cpu import fast_on_cpu
 from mamllit.methods import Method
 from mamllit.methods.base import State
 
@@ -38,7 +39,8 @@ def predictive(method: Method, episodes: Episode, steps: int) -> Tensor:
     def one(episode: Episode) -> Tensor:
         return samples(method, method.adapt(episode.support, steps), episode.query.x)
 
-    with torch.no_grad():  # the gradients of the inner loop are torch.func's, which does not heed this
+    # the gradients of the inner loop are torch.func's, which does not heed no_grad
+    with torch.no_grad(), fast_on_cpu(episodes.support.x):
         return vmap(one, randomness="different")(episodes)
 
 
@@ -99,7 +101,7 @@ def active_learning(
     support, errors = start, []
     asked = torch.zeros(pool.x.shape[:2], dtype=torch.bool, device=pool.x.device)
     tasks = torch.arange(len(asked), device=asked.device)
-    with torch.no_grad():
+    with torch.no_grad(), fast_on_cpu(start.x):
         for number in range(labels + 1):
             error, score = vmap(one, randomness="different")(support, pool.x, query)
             errors.append(error)

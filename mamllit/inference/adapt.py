@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mamllit.core.episode import Episode, Examples
 from mamllit.data.preparation import Preparation
+from mamllit.engine.cpu import fast_on_cpu
 from mamllit.engine.evaluation import BATCH_NORMS, BatchNorm, predict
 from mamllit.engine.trial import company
 from mamllit.inference.contact_sheet import contact_sheet
@@ -165,7 +166,8 @@ def classify(method: Method, support: Examples, query_x: Tensor, steps: int, bat
     def unlabelled(x: Tensor) -> Examples:
         return Examples(x, torch.zeros(len(x), dtype=torch.int64), support.ways)
 
-    with torch.no_grad():  # the gradients of the inner loop are torch.func's, which does not heed this
+    # the gradients of the inner loop are torch.func's, which does not heed no_grad
+    with torch.no_grad(), fast_on_cpu(support.x[None]):
         company(method, Episode(support, unlabelled(query_x)))
         state = method.adapt(support, steps)
         parts = [predict(method, state, Episode(support, unlabelled(part)), batch_norm) for part in query_x.split(together)]

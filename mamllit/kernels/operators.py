@@ -69,29 +69,6 @@ def in_blocks(function: Callable[..., list[Tensor]], large: Sequence[Tensor], *a
     return [torch.cat(parts) for parts in zip(*small, strict=True)]
 
 
-def inner(x: Tensor, before: int, after: int) -> Tensor:
-    """`x` without its border."""
-    return x[..., before : x.shape[-3] - after, before : x.shape[-2] - after, :] if before or after else x
-
-
-def bordered(like: Tensor, before: int, after: int, channels: int | None = None) -> Tensor:
-    """An empty tensor like `like` with room for a border, and as many channels or `channels`."""
-    *rest, height, width, own = like.shape
-    return like.new_empty(*rest, before + height + after, before + width + after, own if channels is None else channels)
-
-
-def borders(x: Tensor, before: int, after: int) -> list[Tensor]:
-    """What is around `inner(x)`, as views."""
-    sides = [(dim, start, length) for dim in (-3, -2) for start, length in ((0, before), (x.shape[dim] - after, after))]
-    return [x.narrow(*side) for side in sides if side[2]]
-
-
-def zero_border(x: Tensor, before: int, after: int) -> None:
-    """Zeros around `inner(x)`; best when that was just written: single columns of memory out of the cache are slow."""
-    for side in borders(x, before, after):
-        side.zero_()
-
-
 def over_tasks(
     function: Any, info: Any, in_dims: tuple[int | None, ...], args: tuple[Any, ...]
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:

@@ -71,7 +71,7 @@ def fisher(
         rows = _rows(layer, inputs[name])
         if getattr(layer, "bias", None) is not None:
             rows = torch.cat([rows, torch.ones_like(rows[:, :1])], 1)
-        slopes = gradients[name].flatten(0, -2)
+        slopes = _channels_last(layer, gradients[name]).flatten(0, -2)
         factors[name] = Factors(rows, slopes / len(rows) ** 0.5)
     return factors
 
@@ -121,32 +121,32 @@ def _damped(pair: Factors, damping: float) -> tuple[Tensor, Tensor]:
 
 
 def _rows(layer: nn.Module, x: Tensor) -> Tensor:
-    """What the layer multiplies its weight with: one row [a] per example and position; images come padded, see `_padded`."""
+    """What the layer multiplies its weight with: one row [a] per example and position."""
     if not isinstance(layer, SameConv2d):
         return x.flatten(0, -2)
-    return F.unfold(x.permute(0, 3, 1, 2), layer.kernel, stride=layer.stride).transpose(1, 2).flatten(0, 1)
+    return F.unfold(layer.pad(x), layer.kernel, stride=layer.stride).transpose(1, 2).flatten(0, 1)
 
 
-def _padded(layer: nn.Module, x: Tensor, padded: bool = False) -> Tensor:
-    """The input of a layer, called with (x, padded), with the border that a convolution reads."""
-    return layer.pad(x) if isinstance(layer, SameConv2d) and not padded else x
+def _channels_last(layer: nn.Module, output: Tensor) -> Tensor:
+    """[..., n, o] of a linear layer as it is; [..., n, o, H, W] of a convolution as [..., n, H, W, o]."""
+    return output.movedim(-3, -1) if isinstance(layer, SameConv2d) else output
 
 
 def _run(
     backbone: nn.Module, layers: list[str], params: Params, x: Tensor, taps: Params | None = None
 ) -> tuple[Tensor, Params, Params]:
-    """The output of the network, and the padded inputs and outputs of its layers; `taps` are added to the layers' outputs."""
+    """The output of the network, and the inputs and outputs of its layers; `taps` are added to the layers' outputs."""
     inputs: Params = {}
     outputs: Params = {}
 
-    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Tensor], Tensor]:
-        def run(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor:
-            inputs[name], outputs[name] = _padded(module, *args, **named), output
+    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+        def run(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            inputs[name], outputs[name] = args[0], output
             return output if taps is None else output + taps[name]
 
         return run
 
-    handles = [backbone.get_submodule(name).register_forward_hook(hook(name), with_kwargs=True) for name in layers]
+    handles = [backbone.get_submodule(name).register_forward_hook(hook(name)) for name in layers]
     try:
         return functional_call(backbone, params, (x,)), inputs, outputs
     finally:

@@ -17,10 +17,10 @@ from mamllit.core.metrics import EpisodeMetric, Summary
 from mamllit.core.tree import item, tree_map
 from mamllit.data import EpisodicDataModule, EvaluationSet, ImageDataModule
 from mamllit.data.images import weights_meet
+from mamllit.engine.cpu import prepare
 from mamllit.engine.evaluation import BATCH_NORMS, BatchNorm, readings
 from mamllit.engine.meta_gradient import Execution
 from mamllit.engine.trial import company
-from mamllit.kernels.malloc import keep_memory
 from mamllit.methods import Method
 from mamllit.systems.reading import Reading, readings_of
 
@@ -120,8 +120,7 @@ class EpisodicSystem(L.LightningModule):
     # ---- evaluation ----------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        if self.trainer.strategy.root_device.type == "cpu":
-            keep_memory()
+        prepare(self.trainer.strategy.root_device)
         data = self.data
         if isinstance(data, EpisodicDataModule):
             self.check_ways(data)

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from mamllit.backbones import MLP, BatchStatNorm, Conv4, SameConv2d
-from mamllit.backbones.conv4 import max_pool, same_padding
+from mamllit.kernels.conv.places import same_padding
 
 
 def size(net: nn.Module) -> int:
@@ -49,7 +49,7 @@ def test_feature_maps_shrink_as_in_the_paper(image_size: int, downsample: Any, s
     for conv in net.convs:
         conv.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
     assert net(torch.rand(2, 1, image_size, image_size)).shape == (2, features)
-    assert seen == [(2, side, side, 4) for side in sides]
+    assert seen == [(2, 4, side, side) for side in sides]
 
 
 @pytest.mark.parametrize("downsample", ["stride", "max_pool"])
@@ -80,62 +80,37 @@ def test_same_padding_is_never_negative() -> None:
     assert same_padding(4, 1, 2) == (0, 0)
 
 
-@pytest.mark.parametrize("algorithm", ["per_task", "conv2d"])
+@pytest.mark.parametrize("implementation", ["plain", "fast"])
 @pytest.mark.parametrize(("side", "padding"), SAME)
-def test_same_convolution_equals_conv2d_on_a_padded_image(side: int, padding: tuple[int, int], algorithm: Any) -> None:
-    conv = SameConv2d(2, 3, stride=2, algorithm=algorithm).double()
+def test_same_convolution_equals_conv2d_on_a_padded_image(side: int, padding: tuple[int, int], implementation: Any) -> None:
+    conv = SameConv2d(2, 3, stride=2, implementation=implementation).double()
     nn.init.normal_(conv.bias)
     x = torch.randn(2, 2, side, side, dtype=torch.float64)
     expected = F.conv2d(F.pad(x, padding * 2), conv.weight, conv.bias, stride=2)
-    output = conv(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-    torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(conv(x), expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("algorithm", ["per_task", "conv2d"])
-def test_same_convolution_of_a_wide_image_at_stride_1_equals_padding_1(algorithm: Any) -> None:
-    conv = SameConv2d(3, 4, algorithm=algorithm).double()
+@pytest.mark.parametrize("implementation", ["plain", "fast"])
+def test_same_convolution_of_a_wide_image_at_stride_1_equals_padding_1(implementation: Any) -> None:
+    conv = SameConv2d(3, 4, implementation=implementation).double()
     nn.init.normal_(conv.bias)
     x = torch.randn(2, 3, 5, 8, dtype=torch.float64)
     expected = F.conv2d(x, conv.weight, conv.bias, padding=1)
-    torch.testing.assert_close(conv(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), expected, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("downsample", ["stride", "max_pool"])
-def test_both_convolution_algorithms_agree_to_the_second_derivative(downsample: Any) -> None:
-    x = torch.randn(4, 2, 16, 16, dtype=torch.float64)
-    results: list[list[Tensor]] = []
-    for algorithm in ("per_task", "conv2d"):
-        torch.manual_seed(1)
-        net = Conv4(2, 3, 3, 16, downsample, conv_algorithm=algorithm).double()
-        params = list(net.parameters())
-        output = net(x)
-        first = torch.autograd.grad(output.square().sum(), params, create_graph=True)
-        second = torch.autograd.grad(sum(g.square().sum() for g in first), params)
-        scale = max(g.abs().max() for g in second)
-        results.append([output, *first, *(g / scale for g in second)])
-    absent = [bool(tensor.any()) for tensor in results[0]].count(False)
-    assert absent == 2 * 4  # the biases before the norms, in both derivatives
-    torch.testing.assert_close(results[0], results[1], rtol=1e-11, atol=1e-11)
-
-
-@pytest.mark.parametrize("shape", [(2, 3, 84, 84), (1, 2, 21, 21), (3, 1, 5, 4)])
-def test_max_pool_equals_torch(shape: tuple[int, ...]) -> None:
-    x = torch.randn(shape)
-    assert torch.equal(max_pool(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), F.max_pool2d(x, 2))
+    torch.testing.assert_close(conv(x), expected, rtol=1e-12, atol=1e-12)
 
 
 # ---- norm ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scale", [False, True])
-@pytest.mark.parametrize("shape", [(6, 4), (2, 5, 3, 4)], ids=["vectors", "channels-last images"])
+@pytest.mark.parametrize("shape", [(6, 4), (2, 4, 5, 3)], ids=["vectors", "images"])
 def test_batch_stat_norm_equals_batch_norm_in_training(shape: tuple[int, ...], scale: bool) -> None:
     norm = BatchStatNorm(4, scale=scale).double()
     for value in norm.parameters():
         nn.init.normal_(value)
     x = 3 * torch.randn(shape, dtype=torch.float64) + 1
-    expected = F.batch_norm(x.movedim(-1, 1), None, None, norm.gamma, norm.beta, training=True, eps=1e-3)
-    torch.testing.assert_close(norm(x), expected.movedim(1, -1), rtol=1e-12, atol=1e-12)
+    expected = F.batch_norm(x, None, None, norm.gamma, norm.beta, training=True, eps=1e-3)
+    torch.testing.assert_close(norm(x), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_batch_stat_norm_starts_as_the_identity_with_eps_1e_3() -> None:
@@ -235,7 +210,7 @@ def test_conv4_with_stride_averages_the_last_map() -> None:
     ("wrong", "message"),
     [
         ({"downsample": "pool"}, r"downsample is 'pool'; it must be 'stride' or 'max_pool'"),
-        ({"conv_algorithm": "fft"}, r"algorithm is 'fft'; it must be 'per_task' or 'conv2d'"),
+        ({"implementation": "fft"}, r"implementation is 'fft'; it must be 'plain' or 'fast'"),
         ({"image_size": 15}, r"image_size is 15; four 2x2 poolings need at least 16"),
     ],
 )
@@ -250,6 +225,11 @@ def test_conv4_refuses_wrong_arguments(wrong: dict, message: str) -> None:
     Conv4(**right)
     with pytest.raises(ValueError, match=message):
         Conv4(**{**right, **wrong})
+
+
+@pytest.mark.parametrize(("said", "meant"), [("per_task", "fast"), ("conv2d", "plain"), (None, "plain")])
+def test_what_older_configurations_say_is_understood(said: Any, meant: str) -> None:
+    assert Conv4(1, 2, 2, 16, "max_pool", conv_algorithm=said).implementation == meant
 
 
 @pytest.mark.parametrize(

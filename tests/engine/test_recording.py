@@ -134,7 +134,7 @@ def test_a_step_with_sums_joined_is_the_step(image_episodes: Callable[..., Episo
         return joined[-1]
 
     monkeypatch.setattr(recording, "join_sums", counted)
-    method = MAML(Conv4(1, 4, 3, 28, "stride").double(), Classification(), 0.1, 3, "mean")
+    method = MAML(Conv4(1, 4, 3, 28, "stride", implementation="fast").double(), Classification(), 0.1, 3, "mean")
     episodes = image_episodes(3, side=28)
     plain, replayed = MetaGradient(method)(episodes), MetaGradient(method, compiled=True)(episodes)
     assert sum(joined) >= 3

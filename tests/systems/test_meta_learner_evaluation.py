@@ -107,7 +107,7 @@ def test_validation_is_transductive_alone() -> None:
 @pytest.mark.parametrize("stage", ["fit", "validate", "test"])
 def test_every_stage_keeps_freed_memory(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    monkeypatch.setattr("mamllit.systems.episodic.keep_memory", lambda: calls.append(stage))
+    monkeypatch.setattr("mamllit.systems.episodic.prepare", lambda device: calls.append(device.type))
     getattr(make_trainer(limit_val_batches=1), stage)(MetaLearner(make_method(), eval_steps=1), datamodule=make_data())
     assert calls
 

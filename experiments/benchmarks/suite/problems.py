@@ -93,7 +93,7 @@ def network(row: Problem) -> MLP | Conv4:
     torch.manual_seed(0)
     if row.channels == 0:
         return MLP(1, [row.filters, row.filters], 1)
-    return Conv4(row.channels, row.filters, row.ways, row.side, row.downsample)
+    return Conv4(row.channels, row.filters, row.ways, row.side, row.downsample, implementation="fast")
 
 
 def method(row: Problem, backbone: nn.Module) -> MAML:

@@ -1,14 +1,14 @@
 """PyTorch's batch norm as learn2learn's examples run it, on the statistics of the batch at hand.
 
 learn2learn's networks keep running statistics that no example of it ever uses; an inner loop would overwrite them from every
-task in turn. They are left out here, and `mamllit.backbones.norm.statistics_from` works, so that a test can be inductive.
+task in turn. They are left out here, and `mamllit.backbones.norm.normalised_by_first` works, so that a test can be inductive.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mamllit.backbones.norm import counted_rows, wide
+from mamllit.backbones.norm import first_rows, wide
 
 
 class BatchStatistics(nn.Module):
@@ -17,6 +17,8 @@ class BatchStatistics(nn.Module):
     Shape: [n, channels, ...] -> the same.
     """
 
+    statistics_rows: int | None = None  # see `mamllit.backbones.norm.normalised_by_first`
+
     def __init__(self, norm: _BatchNorm) -> None:
         super().__init__()
         self.eps, self.num_features = norm.eps, norm.num_features
@@ -24,7 +26,7 @@ class BatchStatistics(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = wide(x.movedim(1, -1))
-        counted = counted_rows(x).flatten(0, -2)
+        counted = first_rows(x, self.statistics_rows).flatten(0, -2)
         y = (x - counted.mean(0)) * torch.rsqrt(counted.var(0, unbiased=False) + self.eps)
         if self.weight is not None:
             y = y * self.weight + self.bias

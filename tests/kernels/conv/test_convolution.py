@@ -104,3 +104,11 @@ def test_a_weight_in_any_memory_order_will_do() -> None:
 )
 def test_same_padding_is_tensorflows(size: int, kernel: int, stride: int, padding: tuple[int, int]) -> None:
     assert same_padding(size, kernel, stride) == padding
+
+
+def test_a_kernel_smaller_than_the_stride_leaves_zeros_between() -> None:
+    grad_, weight = torch.randn(2, 3, 2, 2, 4, dtype=torch.float64), torch.randn(2, 4, 5, 1, 1, dtype=torch.float64)
+    found = conv_kernels.conv_input_grad(grad_, weight, 2, False, 4, 4)
+    expected = torch.zeros(2, 3, 4, 4, 5, dtype=torch.float64)
+    expected[:, :, ::2, ::2] = torch.einsum("tnhwo,toc->tnhwc", grad_, weight[..., 0, 0])
+    torch.testing.assert_close(found, expected)

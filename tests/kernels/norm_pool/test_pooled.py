@@ -1,17 +1,14 @@
-"""`pooled_norm` against plain operators: values, three derivatives, nested vmap, parts of images, and where Conv4 takes it."""
+"""`pooled_norm` against plain operators: values, three derivatives, nested vmap, parts of images."""
 
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, vmap
 
-from mamllit.backbones import Conv4, conv4
-from mamllit.backbones.norm import statistics_from
 from mamllit.kernels.norm_pool import kernels as pooled_kernels
 from mamllit.kernels.norm_pool.pooled import pooled_norm
 
@@ -76,30 +73,3 @@ def test_a_large_mean_costs_no_precision() -> None:
     x = torch.randn(4, 6, 6, 3) + 1000
     wanted = plain(x.double(), torch.zeros(3).double(), EPS)
     torch.testing.assert_close(pooled_norm(x, torch.zeros(3), EPS).double(), wanted, atol=2e-4, rtol=1e-4)
-
-
-def test_conv4_takes_it_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
-    net = Conv4(3, 4, 5, 16, "max_pool").double()
-    for norm in net.norms:
-        torch.nn.init.normal_(norm.beta)
-    x, calls = random(3, 3, 16, 16), []
-    monkeypatch.setattr(conv4, "pooled_norm", lambda *args: calls.append(1) or pooled_norm(*args))
-    with_it = net(x)
-    assert len(calls) == 4
-    hook = net.norms[1].register_forward_hook(lambda *_: None)  # wants the map before the pooling
-    torch.testing.assert_close(net(x), with_it)
-    assert len(calls) == 7
-    hook.remove()
-    with statistics_from(2):  # whose map is not the one that is normalised
-        assert net(x).shape == with_it.shape
-    assert Conv4(3, 4, 5, 16, "max_pool", norm_scale=True).double()(x).shape == with_it.shape
-    with torch.autocast("cpu", torch.bfloat16):
-        net.features(x)
-    assert len(calls) == 7
-    with statistics_from(3):  # all of them
-        torch.testing.assert_close(net(x), with_it)
-    by_pieces = x.permute(0, 2, 3, 1)
-    for convolve, norm in zip(net.convs, net.norms, strict=True):
-        y = F.conv2d(by_pieces.permute(0, 3, 1, 2), convolve.weight, convolve.bias, padding=1).permute(0, 2, 3, 1)
-        by_pieces = conv4.max_pool(norm(y, relu=True))
-    torch.testing.assert_close(net.head(by_pieces.flatten(1)), with_it)

@@ -12,7 +12,6 @@ from torch import Tensor
 from mamllit.core.episode import Episode
 from mamllit.engine.compiling import should_compile
 from mamllit.engine.meta_gradient import MetaGradient
-from mamllit.kernels.malloc import keep_memory
 from mamllit.methods import Method
 from mamllit.pretrained.build import build as make
 from suite.problems import Problem
@@ -32,8 +31,6 @@ class Cell:
 
     def __init__(self, path: Path, dtype: torch.dtype, device: str) -> None:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if device == "cpu":
-            keep_memory()  # as `mamllit fit` does
         method = method_of(document).to(device, dtype)
         compiled = method.vectorised and should_compile("auto", document["trainer"]["max_steps"], torch.device(device))
         self.meta_gradient = MetaGradient(method, compiled=compiled)

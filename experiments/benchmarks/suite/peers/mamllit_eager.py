@@ -5,7 +5,6 @@ from torch import Tensor
 
 from mamllit.core.episode import Episode
 from mamllit.engine.meta_gradient import MetaGradient
-from mamllit.kernels.malloc import keep_memory
 from suite.problems import Problem, method, network
 
 
@@ -13,8 +12,6 @@ class Mamllit:
     """A bare loop around mamllit's step; the Trainer's share is measured by the whole runs."""
 
     def __init__(self, row: Problem, dtype: torch.dtype, device: str, compiled: bool) -> None:
-        if device == "cpu":
-            keep_memory()  # as `mamllit fit` does
         self.net = network(row).to(device, dtype)
         self.meta_gradient = MetaGradient(method(row, self.net), compiled=compiled)
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-3, fused=True)

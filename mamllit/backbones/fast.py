@@ -1,0 +1,40 @@
+"""Layers of `Conv4(implementation="fast")`, made of the operators in `mamllit.kernels`; the plain ones stand in `conv4.py`.
+
+The operators keep images channels-last in memory. Here that is a view, so that shapes are PyTorch's everywhere: [n, C, H, W].
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mamllit.backbones.norm import BatchStatNorm, wide
+from mamllit.kernels.conv.convolution import conv
+from mamllit.kernels.norm.normalise import normalise
+from mamllit.kernels.norm_pool.pooled import pooled_norm
+
+
+def convolution(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    """SAME convolution without a bias."""
+    return conv(x.permute(0, 2, 3, 1), weight, stride).permute(0, 3, 1, 2)
+
+
+def norm_relu(x: Tensor, norm: nn.Module, bias: Tensor, pool: bool) -> Tensor:
+    """relu(norm(x + bias)), where `pool` followed by 2x2 max-pooling.
+
+    The norm takes `bias` [C] away again, so that only its gradient of zero is left of it. Norms of another kind, and those
+    that take their statistics from some of the examples, run as they are.
+    """
+    if type(norm) is not BatchStatNorm or norm.statistics_rows is not None:
+        z = torch.relu(norm(x + bias.view(-1, 1, 1)))
+        return F.max_pool2d(z, 2) if pool else z
+    x = (wide(x) if torch.is_autocast_enabled(x.device.type) else x).permute(0, 2, 3, 1)
+    shift = norm.beta + 0 * bias
+    if norm.gamma is not None:
+        z = normalise(x, torch.zeros_like(shift), norm.eps, relu=False)
+        z = torch.relu(torch.addcmul(shift, z, norm.gamma))
+    elif pool and x.device.type == "cpu":
+        return pooled_norm(x, shift, norm.eps).permute(0, 3, 1, 2)
+    else:
+        z = normalise(x, shift, norm.eps, relu=True)
+    z = z.permute(0, 3, 1, 2)
+    return F.max_pool2d(z, 2) if pool else z
