@@ -35,12 +35,13 @@ class Block(nn.Module):
             nn.init.kaiming_normal_(conv.weight, a=SLOPE, mode="fan_out", nonlinearity="leaky_relu")  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        *path, shortcut = (
-            lambda x, conv=conv, norm=norm: norm(conv(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-            for conv, norm in zip(self.convs, self.norms, strict=True)
-        )
-        y = F.leaky_relu(path[1](F.leaky_relu(path[0](x), SLOPE)), SLOPE)
-        return F.max_pool2d(F.leaky_relu(path[2](y) + shortcut(x), SLOPE), 2)
+        def layer(i: int, x: Tensor) -> Tensor:
+            y: Tensor = self.norms[i](self.convs[i](x))
+            return y
+
+        y = F.leaky_relu(layer(0, x), SLOPE)
+        y = F.leaky_relu(layer(1, y), SLOPE)
+        return F.max_pool2d(F.leaky_relu(layer(2, y) + layer(3, x), SLOPE), 2)
 
 
 class ResNet12(nn.Module):

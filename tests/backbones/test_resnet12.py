@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from mamllit.backbones import ResNet12
+from mamllit.backbones.resnet12 import Block
 
 
 def test_it_has_the_fields_12_4_million_parameters() -> None:
@@ -29,3 +31,20 @@ def test_shapes_and_gradient() -> None:
 def test_images_that_are_too_small_are_refused() -> None:
     with pytest.raises(ValueError, match="image_size is 15; 4 poolings need at least 16"):
         ResNet12(in_channels=1, out_features=5, image_size=15)
+
+
+def test_a_block_is_three_layers_beside_one() -> None:
+    block = Block(2, 3).double()
+    for norm in block.norms:
+        torch.nn.init.normal_(norm.gamma)
+        torch.nn.init.normal_(norm.beta)
+    x = torch.randn(4, 2, 8, 6, dtype=torch.float64)
+
+    def layer(i: int, x: torch.Tensor) -> torch.Tensor:
+        norm = block.norms[i]
+        y = F.conv2d(x, block.convs[i].weight, padding=1 if i < 3 else 0)
+        return F.batch_norm(y, None, None, norm.gamma, norm.beta, training=True, eps=1e-5)
+
+    y = F.leaky_relu(layer(0, x), 0.1)
+    y = F.leaky_relu(layer(2, F.leaky_relu(layer(1, y), 0.1)) + layer(3, x), 0.1)
+    torch.testing.assert_close(block(x), F.max_pool2d(y, 2), rtol=1e-12, atol=1e-12)
