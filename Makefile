@@ -49,7 +49,7 @@ $(VENV)/.installed-dev: $(PACKAGE) | $(BIN)/python
 
 # pip >= 23.1 reads the options in tests/requirements-oracle.txt; Python 3.11's first releases bring an older one.
 $(BIN)/python:
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found; name a Python 3.11, 3.12 or 3.13: make PYTHON=/path/to/python" >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
-		{ echo "$(PYTHON) is $$($(PYTHON) --version 2>&1); mamllit needs Python 3.11, 3.12 or 3.13: make PYTHON=/path/to/python" >&2; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found; name a Python from 3.11 on: make PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is $$($(PYTHON) --version 2>&1); mamllit needs Python 3.11 or newer: make PYTHON=/path/to/python" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV) && $(PIP) --upgrade "pip>=25.3" || { rm -rf $(VENV); exit 1; }

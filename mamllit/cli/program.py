@@ -85,15 +85,11 @@ class MamllitCLI(LightningCLI):
         parser.add_lightning_class_args(StepProgressBar, "progress")
         parser.add_lightning_class_args(WandbDashboard, "dashboard")
 
-    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        if subcommand == "test":
-            parser.set_defaults({"verbose": False})  # ResultWriter prints the table; Lightning's has hundreds of rows
-        return parser
-
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         fitting = self.subcommand == "fit"
+        if self.subcommand == "test":
+            config.verbose = False  # ResultWriter prints the table; Lightning's has hundreds of rows
         if config.threads is not None:
             if config.threads < 1:
                 raise ValueError(f"threads is {config.threads}; it must be >= 1")

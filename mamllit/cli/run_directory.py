@@ -6,7 +6,6 @@ for a run takes the newest with a checkpoint.
 """
 
 import errno
-import fcntl
 import os
 import shutil
 import traceback
@@ -18,6 +17,7 @@ from typing import IO
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from mamllit.runs import durable
+from mamllit.runs.locks import lock
 
 LOCK = ".in_use"
 CHECKPOINTS = "checkpoints"
@@ -209,14 +209,14 @@ def _lock(path: Path) -> IO | None:
     while True:
         file = durable.open_own(path / LOCK, "a", shared=True)
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
+            locks = lock(file, across_machines=True)
+        except BlockingIOError:
             file.close()
             raise BlockingIOError(
                 f"another process is training in {path}: wait for its end, or end it; without --ckpt_path a fit begins a "
                 "run of its own"
             ) from None
-        except OSError:
+        if not locks:
             file.close()
             (path / LOCK).unlink(missing_ok=True)
             return None

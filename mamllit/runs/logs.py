@@ -92,7 +92,7 @@ def _guarded(logger: Logger, name: str, said: set[str]) -> Callable:
 
 def _keep_the_rest(logger: CSVLogger) -> None:
     """The rows that could not be written until the end, into a file elsewhere."""
-    writer = logger._experiment
+    writer = logger.experiment
     if isinstance(writer, ExperimentWriter) and writer.metrics:
         durable.keep(
             Path(logger.log_dir) / "metrics_not_written.csv", _rows(_columns(writer.metrics), writer.metrics, header=True)

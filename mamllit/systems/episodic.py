@@ -73,6 +73,7 @@ class EpisodicSystem(L.LightningModule):
         self.summaries: dict[str, Summary] = {}
         self.per_episode: dict[str, tuple[Tensor, Tensor]] = {}
         self.trained_steps = 0
+        self.skipped_steps = 0  # updates that were left out, see `MetaLearner`
         self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
         self._metrics: dict[str, EpisodeMetric] = {}
 

@@ -61,7 +61,7 @@ class MetaLearner(EpisodicSystem):
         if non_finite not in ("stop", "skip"):
             raise ValueError(f"non_finite is {non_finite!r}; it must be 'stop' or 'skip'")
         self.compile_setting, self.memory = compile, memory
-        self.non_finite, self.skipped_steps = non_finite, 0
+        self.non_finite = non_finite
         self.meta_gradient = MetaGradient(method, execution, memory=memory)
         self.under_way: tuple[EpisodeBatch, Tensor] | None = None  # the meta-batch of this step and its loss
         self.rolling_back = False  # a checkpoint of the state before this step is being written

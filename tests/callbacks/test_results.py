@@ -67,7 +67,11 @@ def trainer(folder: Path, **changes: Any) -> Any:
         "callbacks": [],
         "strategy": SimpleNamespace(checkpoint_io=DurableCheckpointIO()),
     }
-    return SimpleNamespace(**{**values, **changes})
+    values |= changes
+    for callback in values["checkpoint_callbacks"]:
+        callback.dirpath = callback.dirpath or str(folder / "checkpoints")
+    first = next(iter(values["checkpoint_callbacks"]), None)
+    return SimpleNamespace(checkpoint_callback=first, **values)
 
 
 def result(folder: Path) -> dict[str, Any]:

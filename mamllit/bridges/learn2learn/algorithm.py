@@ -108,7 +108,9 @@ class Learn2Learn(Method):
         names: dict[int, str] = {}
         for name, value in named:
             owner, _, key = name.rpartition(".")
-            learner.get_submodule(owner)._parameters[key] = state[names.setdefault(id(value), name)]  # type: ignore[assignment]
+            module = learner.get_submodule(owner)
+            delattr(module, key)  # a parameter, in whose place a tensor with a history may not be set
+            setattr(module, key, state[names.setdefault(id(value), name)])
         return learner
 
     def _loss(self, output: Tensor, examples: Examples, support: Examples) -> Tensor:

@@ -6,9 +6,10 @@ task in turn. They are left out here, and `mamllit.backbones.norm.normalised_by_
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from mamllit.backbones.norm import first_rows, wide
+
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
 
 class BatchStatistics(nn.Module):
@@ -19,7 +20,7 @@ class BatchStatistics(nn.Module):
 
     statistics_rows: int | None = None  # see `mamllit.backbones.norm.normalised_by_first`
 
-    def __init__(self, norm: _BatchNorm) -> None:
+    def __init__(self, norm: BatchNorm) -> None:
         super().__init__()
         self.eps, self.num_features = norm.eps, norm.num_features
         self.weight, self.bias = norm.weight, norm.bias  # the very same: a transform of learn2learn may hold them already
@@ -37,5 +38,5 @@ def use_batch_statistics(module: nn.Module) -> None:
     """Replace every batch norm inside `module`, in place."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, _BatchNorm):
+            if isinstance(child, BatchNorm):
                 setattr(parent, name, BatchStatistics(child))

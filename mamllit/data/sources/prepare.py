@@ -4,7 +4,6 @@ Decoding runs in threads (Pillow lets go of the interpreter while it works), eac
 process at a time does it. Where no cache can be written, a small data set is kept in memory instead.
 """
 
-import fcntl
 import os
 import shutil
 import warnings
@@ -27,6 +26,7 @@ from mamllit.data.pool import ClassPool
 from mamllit.data.sources.cache import CacheWriter, load_cache
 from mamllit.data.sources.source import Source, report
 from mamllit.runs import durable
+from mamllit.runs.locks import lock
 
 CHUNK = 64  # images that a thread decodes and writes at once
 IN_MEMORY = 2**29  # bytes of images that a process may keep where no cache can be written
@@ -110,15 +110,14 @@ class _Memory:
 def _one_at_a_time(folder: Path) -> Iterator[bool]:
     """Holds the lock of this cache; True if another process had it. What a killed process left half-written is removed."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with durable.open_own(folder.with_name(f"{folder.name}.lock"), "a", shared=True) as lock:
+    with durable.open_own(folder.with_name(f"{folder.name}.lock"), "a", shared=True) as file:
         waited = False
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locks = lock(file)
         except BlockingIOError:
             say_once(f"waiting for another process that prepares {folder}")
-            waited = True
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks: several may work at once, and the first to end wins
+            waited = locks = lock(file, wait=True)
+        if not locks:  # a file system without them: several may work at once, and the first to end wins
             yield False
             return
         for left in folder.parent.glob(f"{folder.name}.tmp-*"):
@@ -165,7 +164,8 @@ def _decode(source: Source, sink: Sink) -> None:
 
 def threads() -> int:
     """Threads that decode: two per core that this process may use, since each also waits for the disk and for the others."""
-    return min(32, 2 * len(os.sched_getaffinity(0)))
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    return min(32, 2 * (len(affinity(0)) if affinity else os.cpu_count() or 1))
 
 
 def _reason(error: BaseException) -> str:
