@@ -39,6 +39,7 @@ json.dump(errors, open(os.path.join(out, f"rank{rank}.json"), "w"))
 """
 
 pytestmark = [
+    pytest.mark.slow,  # starts processes
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec"),
     pytest.mark.filterwarnings(r"ignore:(?s).*eprecat.*"),  # Lightning's use of jsonargparse

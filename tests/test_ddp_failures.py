@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow  # starts processes
+
 REPOSITORY = Path(__file__).parents[1]
 SPOILT = 27  # in the meta-batch of step 7, four episodes each, from 0; of these the last two are the second rank's
 FIT = [

@@ -3,51 +3,50 @@
 import inspect
 import pkgutil
 import re
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from lightning.pytorch.cli import LightningCLI
 
-from mamllit.cli import TRAINER_DEFAULTS, MamllitCLI, names_a_system
-from mamllit.data import EpisodicDataModule
-from mamllit.systems import EpisodicSystem, MetaLearner
+from mamllit.cli import MamllitCLI
+from mamllit.cli.program import Settings, read
 
 REPOSITORY = Path(__file__).parents[1]
 EXPERIMENTS = REPOSITORY / "experiments"
 OVERLAYS = sorted((EXPERIMENTS / "hardware").rglob("*.yaml"))
 SWEEPS = sorted((EXPERIMENTS / "sweeps").rglob("*.yaml"))  # of W&B, see tests/experiments/test_sweeps.py
 CELLS = [path for path in sorted(EXPERIMENTS.rglob("*.yaml")) if path not in OVERLAYS + SWEEPS]
-ABSENT = pytest.mark.skipif(find_spec("learn2learn") is None, reason="learn2learn is not installed")
-PARAMS = [pytest.param(path, marks=ABSENT if path.parent.name == "learn2learn" else ()) for path in CELLS]
-each_cell = pytest.mark.parametrize("path", PARAMS, ids=[str(path.relative_to(EXPERIMENTS)) for path in CELLS])
+MEASURED = [path for path in CELLS if path.parent.name != "learn2learn" or find_spec("learn2learn") is not None]
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:(?s).*eprecat.*")  # Lightning's use of jsonargparse
 
 
-class Parsed(MamllitCLI):
+class Parsed(Settings):
     """The command line as far as the objects: no run directory, no Trainer, nothing is run."""
 
-    def before_instantiate_classes(self) -> None:
-        pass
+    def instantiate_classes(self) -> None:
+        LightningCLI.instantiate_classes(self)
 
     def instantiate_trainer(self, **kwargs: Any) -> None:  # type: ignore[override]
         self.trainer = None  # type: ignore[assignment]
 
 
-def parse(*files: Path) -> Parsed:
-    arguments = [argument for file in files for argument in ("-c", str(file))]
-    return Parsed(
-        EpisodicSystem if names_a_system(arguments) else MetaLearner,
-        EpisodicDataModule,
-        subclass_mode_model=names_a_system(arguments),
-        subclass_mode_data=True,
-        seed_everything_default=0,
-        trainer_defaults=TRAINER_DEFAULTS,
-        args=arguments,
-        run=False,
-    )
+def parse(*files: Path) -> MamllitCLI:
+    return read(*files, kind=Parsed)
+
+
+@cache
+def parsed(path: Path) -> MamllitCLI:
+    """An experiment, read once for all rules."""
+    return parse(path)
+
+
+def name(path: Path) -> str:
+    return path.relative_to(EXPERIMENTS).with_suffix("").as_posix()
 
 
 @pytest.fixture(autouse=True)
@@ -69,80 +68,95 @@ def test_every_file_with_a_command_is_a_cell_and_the_other_way_round() -> None:
     assert sorted(with_command) == CELLS
 
 
-@each_cell
-def test_header_names_paper_command_and_departures(path: Path) -> None:
-    text = header(path)
-    for line in (r"# \S.*", r"# Paper: \S.*\b(19|20)\d\d\b.*", r"# Departures: \S.*"):
-        assert re.search(rf"^{line}$", text, re.M), f"the header lacks a line {line!r}"
-    commands = re.findall(r"^# Command: mamllit fit -c (\S+)", text, re.M)
-    assert commands == [str(path.relative_to(REPOSITORY))]
+def test_headers_name_paper_command_and_departures() -> None:
+    wrong = []
+    for path in CELLS:
+        text, recipe = header(path), path.parent.name == "recipes"
+        lines = [r"# \S.*", r"# (Paper|Reaches for): \S.*\b(19|20)\d\d\b.*", r"# Departures\b.*: ?.*"]
+        lines += [r"# Recipe, not the paper's row: \S.*"] if recipe else [r"# Paper: \S.*", r"# Departures: \S.*"]
+        wrong += [f"{name(path)}: no line {line!r}" for line in lines if not re.search(rf"^{line}$", text, re.M)]
+        commands = re.findall(r"^# Command: mamllit fit -c (\S+)", text, re.M)
+        wrong += [f"{name(path)}: {commands}"] if commands != [str(path.relative_to(REPOSITORY))] else []
+    assert not wrong, wrong
 
 
-@each_cell
-def test_file_parses_and_its_objects_can_be_made(path: Path) -> None:
-    cli = parse(path)
-    backbone = cli.model.method.backbone
-    assert sum(value.numel() for value in backbone.parameters()) > 0
-    cli.model.check_ways(cli.datamodule)  # as many outputs as ways
+def test_files_parse_and_their_objects_can_be_made() -> None:
+    for path in MEASURED:
+        cli = parsed(path)
+        cli.model.check_ways(cli.datamodule)  # as many outputs as ways
+        backbone = cli.model.method.backbone
+        assert sum(value.numel() for value in backbone.parameters()) > 0, name(path)
 
 
-@each_cell
-def test_run_directory_and_group_mirror_the_path(path: Path) -> None:
-    cell = str(path.relative_to(EXPERIMENTS).with_suffix(""))
-    document = yaml.safe_load(path.read_text())
-    assert document["trainer"]["default_root_dir"] == f"runs/{cell}"
-    wandb = next(entry for entry in document["trainer"]["logger"] if entry["class_path"].endswith("WandbLogger"))
-    assert wandb["init_args"]["group"] == cell
+def test_run_directories_and_groups_mirror_the_path() -> None:
+    wrong = []
+    for path in CELLS:
+        trainer = yaml.safe_load(path.read_text())["trainer"]
+        group = next(entry for entry in trainer["logger"] if entry["class_path"].endswith("WandbLogger"))["init_args"]["group"]
+        if (trainer["default_root_dir"], group) != (f"runs/{name(path)}", name(path)):
+            wrong.append(f"{name(path)}: {trainer['default_root_dir']}, {group}")
+    assert not wrong, wrong
 
 
-@each_cell
-def test_what_the_numbers_hang_on_is_written_down(path: Path) -> None:
-    document = yaml.safe_load(path.read_text())
-    settings = document["model"].get("method", document["model"])  # of the method, or of another system than `MetaLearner`
-    taken = inspect.signature(pkgutil.resolve_name(settings["class_path"])).parameters
-    missing = {"reduction", "inner_lr", "inner_steps", "first_order"} & set(taken) - set(settings["init_args"])
-    assert not missing
-    assert "seed_everything" in document
-    data = document["data"]["init_args"]
-    assert ({"shots", "plain"} if "plain" in data else {"shots", "queries", "meta_batch_size"}) <= set(data)
+def test_what_the_numbers_hang_on_is_written_down() -> None:
+    wrong = {}
+    for path in CELLS:
+        document = yaml.safe_load(path.read_text())
+        if path not in MEASURED:
+            continue
+        method = document["model"].get("method", document["model"])  # or another system than `MetaLearner`
+        data = document["data"]["init_args"]
+        taken = inspect.signature(pkgutil.resolve_name(method["class_path"])).parameters
+        missing = {"reduction", "inner_lr", "inner_steps", "first_order"} & set(taken) - set(method["init_args"])
+        needed = {"shots", "plain"} if "plain" in data else {"shots", "queries", "meta_batch_size"}
+        missing |= {"seed_everything"} - set(document) | needed - set(data)
+        if missing:
+            wrong[name(path)] = missing
+    assert not wrong, wrong
 
 
-@each_cell
-def test_the_best_checkpoint_is_best_by_the_reported_metric(path: Path) -> None:
-    cli = parse(path)
-    objective, best = cli.model.method.objective, cli.config.checkpoint_best
-    assert best.monitor == f"val/{objective.metric_name}"
-    assert best.mode == ("max" if objective.higher_is_better else "min")
+def test_the_best_checkpoint_is_best_by_the_reported_metric() -> None:
+    wrong = []
+    for path in MEASURED:
+        objective, best = parsed(path).model.method.objective, parsed(path).config.checkpoint_best
+        if (best.monitor, best.mode) != (f"val/{objective.metric_name}", "max" if objective.higher_is_better else "min"):
+            wrong.append(f"{name(path)}: {best.monitor}, {best.mode}")
+    assert not wrong, wrong
 
 
-@each_cell
-def test_published_values_stand_beside_sets_that_are_measured(path: Path) -> None:
-    cli = parse(path)
-    names = {evaluation.name for evaluation in cli.datamodule.evaluation_sets("test")}
-    published = cli.config_init.results.published
-    assert set(published) <= names
-    assert all(0 <= steps <= cli.model.eval_steps for values in published.values() for steps in values)
+def test_published_values_stand_beside_sets_that_are_measured() -> None:
+    wrong = []
+    for path in MEASURED:
+        cli = parsed(path)
+        sets = {evaluation.name for evaluation in cli.datamodule.evaluation_sets("test")}
+        published = cli.config_init.results.published or {}
+        steps = {steps for values in published.values() for steps in values}
+        if not set(published) <= sets or not steps <= set(range(cli.model.eval_steps + 1)):
+            wrong.append(f"{name(path)}: {sorted(published)} after {sorted(steps)} steps, of {sorted(sets)}")
+    assert not wrong, wrong
 
 
-@each_cell
-def test_the_run_ends_with_a_validation_and_a_checkpoint(path: Path) -> None:
-    document = yaml.safe_load(path.read_text())
-    steps = document["trainer"]["max_steps"]
-    assert steps % document["trainer"]["val_check_interval"] == 0
-    assert steps % document["checkpoint_last"]["every_n_train_steps"] == 0
+def test_runs_end_with_a_validation_and_a_checkpoint() -> None:
+    wrong = []
+    for path in CELLS:
+        document = yaml.safe_load(path.read_text())
+        steps = document["trainer"]["max_steps"]
+        every = (document["trainer"]["val_check_interval"], document["checkpoint_last"]["every_n_train_steps"])
+        wrong += [f"{name(path)}: {steps}, {every}"] if any(steps % interval for interval in every) else []
+    assert not wrong, wrong
 
 
 def test_there_is_an_overlay_for_each_kind_of_hardware() -> None:
     assert {path.stem for path in OVERLAYS} == {"cpu", "one_gpu", "ddp", "multi_node", "bf16"}
 
 
-@pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.stem)
-def test_overlays_touch_neither_model_nor_data(path: Path) -> None:
-    overlay = yaml.safe_load(path.read_text())
-    assert set(overlay) == {"trainer"}
-    alone, over = (parse(*files).config.as_dict() for files in ((CELLS[0],), (CELLS[0], path)))
-    assert over["trainer"] == alone["trainer"] | overlay["trainer"]
-    assert (over["model"], over["data"]) == (alone["model"], alone["data"])
+def test_overlays_touch_neither_model_nor_data() -> None:
+    alone = parse(CELLS[0]).config.as_dict()
+    for path in OVERLAYS:
+        overlay, over = yaml.safe_load(path.read_text()), parse(CELLS[0], path).config.as_dict()
+        assert set(overlay) == {"trainer"}, name(path)
+        assert over["trainer"] == alone["trainer"] | overlay["trainer"], name(path)
+        assert (over["model"], over["data"]) == (alone["model"], alone["data"]), name(path)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ FIT = [
 TRAINED = [4, 9, 14, 19]  # steps whose loss is logged (log_every: 5)
 
 pytestmark = [
+    pytest.mark.slow,  # starts processes
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec"),
     pytest.mark.filterwarnings(r"ignore:(?s).*eprecat.*"),

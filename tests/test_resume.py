@@ -23,6 +23,7 @@ SMALL = str(REPOSITORY / "tests" / "small.yaml")
 WORKERS = (0, 2)
 
 pytestmark = [
+    pytest.mark.slow,  # starts processes
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec"),

@@ -15,6 +15,8 @@ from wandb_server import Server
 
 from mamllit.runs.wandb_file import contents
 
+pytestmark = pytest.mark.slow  # starts processes
+
 REPOSITORY = Path(__file__).parents[1]
 # `mamllit fit`, with something that happens after step 7.
 SCRIPT = """

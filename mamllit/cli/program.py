@@ -1,11 +1,13 @@
-"""The command line, `mamllit fit|validate|test -c CONFIG.yaml`: LightningCLI with the defaults that episodes need.
+"""`mamllit fit|validate|test -c CONFIG.yaml`: LightningCLI with the defaults that episodes need.
 
 What is added to LightningCLI: one run directory per run, in which everything lands; Weights & Biases offline unless
 asked; a test at the end of `fit`; a `test` that takes the run's checkpoint, or a pretrained one by name, instead of untrained
 weights; and the commands of `mamllit.cli.commands`, which need no Trainer.
 """
 
+import json
 import sys
+import warnings
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,10 +24,10 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from mamllit import pretrained
 from mamllit.callbacks import AdaptationFigures, ResultWriter, StepProgressBar, Stopped, WandbDashboard
-from mamllit.cli import commands, start
+from mamllit.cli import start
 from mamllit.cli.agreement import agree
 from mamllit.cli.assemble import check_written, equip, plugins, refuse_strategy
-from mamllit.cli.errors import DEBUG, SAID, Parser, one_line
+from mamllit.cli.errors import DEBUG, Parser
 from mamllit.cli.run_directory import is_first_process
 from mamllit.cli.save_config import SaveConfig, seed_of
 from mamllit.cli.start import Start
@@ -37,6 +39,11 @@ from mamllit.runs import loggers, tracking
 from mamllit.runs.stopping import CleanStop, last_checkpoint
 from mamllit.systems import EpisodicSystem, MetaLearner
 
+TRAINER_COMMANDS = {
+    "fit": "meta-train a method, and test it at the end",
+    "validate": "evaluate a trained method on the meta-val episodes",
+    "test": "evaluate a trained method on the meta-test episodes",
+}
 TRAINER_DEFAULTS: dict[str, Any] = {
     "inference_mode": False,  # adaptation at test time needs gradients
     "max_epochs": -1,  # the stream of episodes has no end; max_steps counts
@@ -62,6 +69,11 @@ class MamllitCLI(LightningCLI):
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
         self.asked, config.ckpt_path = config.ckpt_path, None
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Without `predict`: there is nothing to predict before a task is adapted to, which `mamllit adapt` does."""
+        return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name in TRAINER_COMMANDS}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--wandb", choices=["offline", "online", "disabled"], default="offline", help="W&B mode")
@@ -192,24 +204,56 @@ def names_a_system(args: ArgsType = None) -> bool:
     return any(isinstance(document, dict) and "class_path" in (document.get("model") or {}) for document in documents)
 
 
+class Settings(MamllitCLI):
+    """The command line as far as the configuration: nothing is made, nothing is run."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        LightningCLI.parse_arguments(self, parser, args)
+
+    def before_instantiate_classes(self) -> None:
+        pass
+
+    def instantiate_classes(self) -> None:
+        pass
+
+
+def _program(kind: type[MamllitCLI], args: ArgsType, until_the_end: ExitStack, **more: Any) -> MamllitCLI:
+    named = names_a_system(args)
+    return kind(
+        EpisodicSystem if named else MetaLearner,
+        EpisodicDataModule,
+        subclass_mode_model=named,
+        subclass_mode_data=True,
+        seed_everything_default=0,
+        trainer_defaults=TRAINER_DEFAULTS,
+        save_config_callback=SaveConfig,
+        args=args,
+        parser_class=Parser,
+        until_the_end=until_the_end,
+        **more,
+    )
+
+
+def read(*files: Path, kind: type[MamllitCLI] = Settings) -> MamllitCLI:
+    """What `-c` with each of these files means, defaults included; nothing is run."""
+    args = [word for file in files for word in ("-c", str(file))]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # beside those of the process: it is meant so
+        return _program(kind, args, ExitStack(), run=False)
+
+
+def settings(file: Path) -> dict[str, Any]:
+    """The whole configuration that an experiment's file stands for, as plain values."""
+    cli = read(file)
+    return json.loads(cli.parser.dump(cli.config, skip_none=False, format="json_compact"))
+
+
 def run(args: ArgsType = None) -> MamllitCLI:
     """Run the command line with `args` (default: the process's), as LightningCLI does; returns it with its trainer."""
+    about = {name: {"description": f"mamllit {name}: {text}."} for name, text in TRAINER_COMMANDS.items()}
     with ExitStack() as until_the_end:
-        named = names_a_system(args)
         try:
-            return MamllitCLI(
-                EpisodicSystem if named else MetaLearner,
-                EpisodicDataModule,
-                subclass_mode_model=named,
-                subclass_mode_data=True,
-                seed_everything_default=0,
-                trainer_defaults=TRAINER_DEFAULTS,
-                save_config_callback=SaveConfig,
-                parser_kwargs={"epilog": commands.LISTED},
-                args=args,
-                parser_class=Parser,
-                until_the_end=until_the_end,
-            )
+            return _program(MamllitCLI, args, until_the_end, parser_kwargs={"description": "mamllit", **about})
         except Stopped as stopped:
             if not is_first_process():  # where one process fails, launchers kill the others, and the first may still be writing
                 sys.exit(0)
@@ -226,17 +270,3 @@ def _end_tracking() -> None:
             wandb.finish()
         except Exception as error:  # a signal to all processes of a job ends W&B's as well
             print(f"W&B has ended before the run ({type(error).__name__}: {error}); what it had logged is on the disk")
-
-
-def main() -> None:
-    """Entry point of the `mamllit` command."""
-    command, words = sys.argv[1] if sys.argv[1:] else "", sys.argv[2:]
-    try:
-        if command in commands.COMMANDS:
-            commands.run(command, [word for word in words if word != DEBUG])
-        else:
-            run()
-    except SAID as error:
-        if DEBUG in words:
-            raise
-        sys.exit(f"mamllit {command}: {one_line(error)} ({DEBUG} shows where)")

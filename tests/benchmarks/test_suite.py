@@ -21,9 +21,10 @@ sys.path.insert(0, str(BENCHMARKS))  # as `python experiments/benchmarks/run.py`
 from suite import cli, driver, figures, floor, problems, report, steps, whole  # noqa: E402
 from suite.peers import FILES, Unsupported, build  # noqa: E402
 
+pytestmark = pytest.mark.slow  # processes, and other libraries' compilers
 QUICK = {key: problems.quick(row) for key, row in problems.ROWS.items()}
 SHAPES = ["sine", "omniglot-5w1s-1q", "mini-5s", "sine-fo", "mini-1s-fo"]
-JAX_SLOW = [pytest.param(key, marks=pytest.mark.slow) for key in ("omniglot-20w1s", "mini-1s")]
+JAX_SLOW = [pytest.param(key, marks=pytest.mark.long) for key in ("omniglot-20w1s", "mini-1s")]
 TORCH_PEERS = [name for name in FILES if not name.startswith(("mamllit", "jax"))]
 LIBRARY = {"learn2learn": "learn2learn", "higher": "higher", "torchopt": "torchopt", "jax": "jax", "jax-map": "jax"}
 

@@ -23,7 +23,7 @@ def test_every_method_of_images_is_here_with_both_data_sets() -> None:
     assert len(found["omniglot"]) == 11
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.real_data
 @pytest.mark.parametrize("cell", CELLS, ids=[cell.name for cell in CELLS])
 def test_an_experiment_trains_on_the_real_images(cell: Cell, tmp_path: Path) -> None:

@@ -1,11 +1,21 @@
-"""The commands beside Lightning's: `mamllit export` and `mamllit adapt`. Each is one file with a `main(args)`."""
+"""The commands that need no Trainer. Each is one file with a `main(args)`, whose docstring says what it does."""
 
 from collections.abc import Callable, Sequence
 
-from mamllit.cli.commands import adapt, export
+from mamllit.cli.commands import adapt, experiments, export, results
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"export": export.main, "adapt": adapt.main}
-LISTED = "Also: `mamllit export RUN_DIR` makes a small file of a trained model, and `mamllit adapt` classifies your own images."
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "adapt": adapt.main,
+    "export": export.main,
+    "experiments": experiments.main,
+    "results": results.main,
+}
+
+
+def summaries() -> dict[str, str]:
+    """Name -> what the command does, in one line."""
+    lines = {name: (main.__doc__ or "").split("\n")[0].rstrip(".") for name, main in COMMANDS.items()}
+    return {name: line[:1].lower() + line[1:] for name, line in lines.items()}
 
 
 def run(name: str, args: Sequence[str]) -> None:

@@ -9,10 +9,10 @@ from mamllit.inference.adapt import CSV, SHEET, adapt_folder
 
 
 def main(args: Sequence[str]) -> None:
-    """Parse `args`, the arguments of `adapt_folder`, and run it."""
+    """Adapt a trained checkpoint to the classes of one folder, and predict the images of another."""
     parser = ArgumentParser(
         prog="mamllit adapt",
-        description="Adapt a trained checkpoint to the classes of one folder, and predict the images of another.",
+        description=main.__doc__,
     )
     parser.add_function_arguments(adapt_folder, as_positional=False, skip={"preparation"})
     given = parser.parse_args(list(args)).as_dict()

@@ -44,7 +44,7 @@ def measured(checkpoint: Checkpoint) -> str:
 
 
 def main(args: Sequence[str]) -> None:
-    """Parse `args` and run."""
-    parser = ArgumentParser(prog="mamllit export", description=(command.__doc__ or "").split("\n")[0])
+    """Write the trained model of a run, with its configuration and result, as one small file."""
+    parser = ArgumentParser(prog="mamllit export", description=main.__doc__)
     parser.add_function_arguments(command, as_positional=True)
     command(**parser.parse_args(list(args)).as_dict())

@@ -10,6 +10,8 @@ import pytest
 import torch
 import yaml
 
+pytestmark = pytest.mark.slow  # starts processes
+
 pytest.importorskip("learn2learn", reason="learn2learn is not installed (tests/requirements-oracle.txt)")
 
 REPOSITORY = Path(__file__).parents[3]

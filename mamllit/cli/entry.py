@@ -1,0 +1,59 @@
+"""The `mamllit` command: which of its commands is meant, and what there is to choose from."""
+
+import difflib
+import sys
+
+import mamllit
+from mamllit.cli import commands
+from mamllit.cli.commands.experiments import resolve
+from mamllit.cli.errors import DEBUG, SAID, one_line
+from mamllit.cli.program import TRAINER_COMMANDS, run
+
+
+def overview() -> str:
+    """What `mamllit --help` prints."""
+    every = TRAINER_COMMANDS | commands.summaries()
+    lines = [f"  {name:12}{text}" for name, text in every.items()]
+    return "\n".join(
+        [
+            f"mamllit {mamllit.__version__}: meta-learning with PyTorch Lightning",
+            "",
+            "usage: mamllit COMMAND ...",
+            "",
+            *lines,
+            "",
+            "mamllit COMMAND --help lists what a command takes. To begin with:",
+            "",
+            "  mamllit fit -c demo                             MAML on sine waves, about a minute",
+            "  mamllit fit -c maml/sine_10shot --help          every setting of an experiment",
+        ]
+    )
+
+
+def main() -> None:
+    """Entry point of the `mamllit` command."""
+    name, words = (sys.argv[1], sys.argv[2:]) if sys.argv[1:] else ("--help", [])
+    every = [*TRAINER_COMMANDS, *commands.COMMANDS]
+    if name in ("-h", "--help", "help"):
+        print(overview())
+    elif name == "--version":
+        print(f"mamllit {mamllit.__version__}")
+    elif name not in every:
+        near = difflib.get_close_matches(name, every, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        sys.exit(f"mamllit: there is no command {name!r}; {hint}the commands are: {', '.join(every)}")
+    else:
+        try:
+            _run(name, words)
+        except SAID as error:
+            if DEBUG in words:
+                raise
+            sys.exit(f"mamllit {name}: {one_line(error)} ({DEBUG} shows where)")
+
+
+def _run(name: str, words: list[str]) -> None:
+    if name in commands.COMMANDS:
+        commands.run(name, [word for word in words if word != DEBUG])
+    else:
+        sys.argv[1:] = [name, *resolve(words)]  # in place: the processes that Lightning starts for other ranks copy it
+        run()
