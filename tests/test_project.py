@@ -221,6 +221,11 @@ def test_rooms_do_not_import_each_other_in_circles() -> None:
     assert "data" not in graph["methods"]
 
 
+def test_the_kernels_are_known_to_the_networks_and_the_engine_alone() -> None:
+    knowing = {room(path) for path in SOURCES if "kernels" in rooms_imported(path)}
+    assert knowing <= {"backbones", "engine"}
+
+
 def test_lightning_wandb_and_learn2learn_stay_where_they_belong() -> None:
     wrong = []
     for path in SOURCES:

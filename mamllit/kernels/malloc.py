@@ -16,7 +16,7 @@ TOP_PAD = 64 * 2**20  # bytes by which the heap grows at least
 def keep_memory() -> bool:
     """Let this process keep freed memory for its own next allocations; False where the C library is not glibc.
 
-    Called at the start of a fit, a validation or a test on a CPU; affects the whole process, and nothing but its speed and
+    Called before whatever computes on a CPU (`mamllit.engine.cpu`); affects the whole process, and nothing but its speed and
     resident memory.
     """
     if not sys.platform.startswith("linux"):

@@ -1,4 +1,4 @@
-"""What the operators on batches of images share: how they are made, work in blocks, keep a border, and run over tasks.
+"""What the operators on batches of images share: how they are made, work in blocks, and run over tasks.
 
 Images are [n, H, W, C], a batch of tasks [T, n, H, W, C]; one number per channel is [C] or [T, C], or [(T,) 1, 1, 1, C].
 """

@@ -1,8 +1,8 @@
 """The arithmetic of `mamllit.kernels.norm.normalise`: a norm with shift and ReLU, its first and its second derivative.
 
-x [n, H, W, C] gives the statistics, p [m, h, w, C] is what is normalised by them (None: x itself; else a pooled map, or a
-batch of which x is a part). A batch of tasks has one dimension more in front. With N = n H W, xhat = (x - mean) r,
-phat = (p - mean) r and r = (variance + eps)^-1/2: z = relu(phat + shift). One number per channel is [(T,) 1, 1, 1, C].
+x [n, H, W, C] gives the statistics, p [n, h, w, C] is what is normalised by them (None: x itself; else x after pooling). A
+batch of tasks has one dimension more in front. With N = n H W, xhat = (x - mean) r, phat = (p - mean) r and
+r = (variance + eps)^-1/2: z = relu(phat + shift). One number per channel is [(T,) 1, 1, 1, C].
 S. Ioffe, C. Szegedy: Batch Normalization, ICML 2015, section 3.
 """
 
