@@ -18,7 +18,7 @@ import torch
 import wandb
 import yaml
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -76,7 +76,9 @@ class MamllitCLI(LightningCLI):
         return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name in TRAINER_COMMANDS}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--wandb", choices=["offline", "online", "disabled"], default="offline", help="W&B mode")
+        parser.add_argument(
+            "--wandb", choices=["offline", "online", "disabled"], default=None, help="W&B mode (WANDB_MODE, else offline)"
+        )
         parser.add_argument("--run_name", type=str, default="", help="run directory below default_root_dir (seed_<seed>)")
         parser.add_argument(
             "--begin_if_none", type=bool, default=False, help="fit --ckpt_path last: begin a run where there is none"
@@ -149,7 +151,10 @@ class MamllitCLI(LightningCLI):
         return found
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        asked = self._get(self.config_init, "trainer").get("plugins")
+        init = self.config_init[self.subcommand]
+        if any(isinstance(callback, ProgressBar) for callback in init.trainer.get("callbacks") or []):
+            init.progress = L.Callback()  # theirs in place of ours: Lightning takes one bar
+        asked = init.trainer.get("plugins")
         trusted = self._get(self.config, "trusted")
         try:
             trainer = super().instantiate_trainer(plugins=plugins(asked, trusted), **kwargs)

@@ -11,7 +11,7 @@ from mamllit.runs import tracking
 
 def of_run(config: Any, run: Path, seed: int) -> Any:
     """The loggers of the configuration, writing into the run directory; W&B in the mode asked for, named after the run."""
-    loggers, wandb = config.trainer.logger, config.wandb
+    loggers, wandb = config.trainer.logger, wandb_mode(config.wandb)
     if not isinstance(loggers, list | Namespace):  # a bool or None: Lightning's own choice
         return loggers
     kept = []
@@ -26,6 +26,23 @@ def of_run(config: Any, run: Path, seed: int) -> Any:
             _identify(entry.init_args, run, config, seed)
         kept.append(entry)
     return kept
+
+
+def wandb_mode(asked: str | None) -> str:
+    """ "offline", "online" or "disabled": as asked (--wandb), or as W&B's own variables say, or offline.
+
+    Raises:
+        ValueError: for a WANDB_MODE that is none of W&B's.
+    """
+    if asked is not None:
+        return asked
+    if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes"):
+        return "disabled"
+    mode = os.environ.get("WANDB_MODE", "").lower() or "offline"
+    known = {"dryrun": "offline", "offline": "offline", "run": "online", "online": "online", "disabled": "disabled"}
+    if mode not in known:
+        raise ValueError(f"WANDB_MODE is {mode!r}; it must be one of {sorted(known)}, or say --wandb offline")
+    return known[mode]
 
 
 def wandb_entries(loggers: Any) -> list[Any]:

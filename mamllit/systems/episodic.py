@@ -32,6 +32,8 @@ class EpisodicSystem(L.LightningModule):
         method: what is learned.
         optimizer: makes the optimiser from the parameters.
         lr_scheduler: makes a scheduler from the optimiser, stepped after every update; None for a constant rate.
+            `ReduceLROnPlateau` (Lightning's, with a `monitor`) steps after every validation, or for a training value with each
+            that is logged.
         eval_steps: inner steps at validation and test; metrics are reported after 0, 1, ..., eval_steps.
         report_step: the number of steps whose value is the headline (`val/<metric>`, progress bar, model selection).
         log_every: steps between two logged training values; logging each step would cost more than a sine step.
@@ -95,7 +97,22 @@ class EpisodicSystem(L.LightningModule):
         optimizer = self._optimizer(self.optimized())
         if self._lr_scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._lr_scheduler(optimizer), "interval": "step"}}
+        scheduler = self._lr_scheduler(optimizer)
+        settings: dict[str, Any] = {"scheduler": scheduler, "interval": "step"}
+        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            settings |= self._watched(scheduler)
+        return {"optimizer": optimizer, "lr_scheduler": settings}
+
+    def _watched(self, scheduler: torch.optim.lr_scheduler.ReduceLROnPlateau) -> dict[str, Any]:
+        """What a scheduler that waits for a plateau looks at, and how often: whenever the value is there anew."""
+        monitor = getattr(scheduler, "monitor", None)
+        if monitor is None:
+            raise ValueError(
+                "ReduceLROnPlateau does not say what it monitors; use lightning.pytorch.cli.ReduceLROnPlateau with "
+                f"monitor: val/{self.method.objective.metric_name} (or another logged value)"
+            )
+        every = self.trainer.val_check_interval if str(monitor).startswith("val/") else self.log_every
+        return {"monitor": monitor, "frequency": every if isinstance(every, int) else 1}
 
     def on_fit_start(self) -> None:
         if isinstance(data := self.data, EpisodicDataModule):

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from cli_runs import QUIET, REPOSITORY, command, contents, result, rows, short
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 
 from mamllit import cli
 
@@ -231,6 +232,12 @@ def test_validate_evaluates_the_last_checkpoint(copied: SimpleNamespace, capsys:
 
 
 # ---- settings --------------------------------------------------------------------------------------------------------
+
+
+def test_another_progress_bar_takes_the_place_of_ours(tmp_path: Path) -> None:
+    trainer = cli.run(short(tmp_path, "--trainer.callbacks+=lightning.pytorch.callbacks.RichProgressBar")).trainer
+    bars = [callback for callback in trainer.callbacks if isinstance(callback, ProgressBar)]
+    assert [type(bar) for bar in bars] == [RichProgressBar]
 
 
 def test_the_progress_bar_can_be_turned_off(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ def logger(kind: str, **arguments: Any) -> Namespace:
     return Namespace(class_path=f"lightning.pytorch.loggers.{kind}", init_args=Namespace(**arguments))
 
 
-def config(choice: Any, wandb: str = "offline") -> Namespace:
+def config(choice: Any, wandb: str | None = "offline") -> Namespace:
     model = Namespace(method=Namespace(class_path="mamllit.methods.MAML", init_args=Namespace(first_order=False)))
     data = Namespace(class_path="mamllit.data.OmniglotDataModule", init_args=Namespace(ways=5, shots=1))
     return Namespace(trainer=Namespace(logger=choice), wandb=wandb, model=model, data=data)
@@ -53,3 +53,35 @@ def test_the_wandb_mode_holds_for_a_list_and_for_a_single_logger(
 @pytest.mark.parametrize("choice", [None, True, False])
 def test_lightnings_own_choice_of_logger_is_left_to_it(choice: bool | None) -> None:
     assert loggers.of_run(config(choice), Path("runs"), 0) is choice
+
+
+@pytest.mark.parametrize(
+    ("asked", "variables", "mode"),
+    [
+        (None, {}, "offline"),
+        (None, {"WANDB_MODE": "online"}, "online"),
+        (None, {"WANDB_MODE": "dryrun"}, "offline"),
+        (None, {"WANDB_MODE": "disabled"}, "disabled"),
+        (None, {"WANDB_MODE": "online", "WANDB_DISABLED": "true"}, "disabled"),
+        (None, {"WANDB_DISABLED": "false"}, "offline"),
+        ("offline", {"WANDB_MODE": "online"}, "offline"),
+    ],
+)
+def test_wandb_s_own_variables_decide_where_nothing_is_asked(
+    asked: str | None, variables: dict[str, str], mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WANDB_MODE", "WANDB_DISABLED"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    kept = loggers.of_run(config([logger("WandbLogger", save_dir=".")], asked), tmp_path / "a" / "b" / "c", 0)
+    assert [entry.init_args.offline for entry in kept] == ([] if mode == "disabled" else [mode == "offline"])
+
+
+def test_an_unknown_wandb_mode_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "sometimes")
+    monkeypatch.delenv("WANDB_DISABLED", raising=False)
+    with pytest.raises(
+        ValueError, match=r"WANDB_MODE is 'sometimes'; it must be one of \['disabled', 'dryrun', .*--wandb offline"
+    ):
+        loggers.wandb_mode(None)

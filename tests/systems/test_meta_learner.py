@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.cli import ReduceLROnPlateau
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -31,6 +32,10 @@ pytestmark = [
 
 def sgd(params: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(params, lr=1.0)
+
+
+def sgd_slow(params: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(params, lr=0.001)
 
 
 def flat_gradient(method: MAML, batch: EpisodeBatch) -> Tensor:
@@ -159,6 +164,25 @@ def test_the_learning_rate_schedule_steps_once_per_meta_update() -> None:
     trainer.fit(MetaLearner(make_method(), adam, halve), make_data())
     (optimizer,) = trainer.optimizers
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.001)
+
+
+@pytest.mark.parametrize(("monitor", "looks"), [("val/mse", 2), ("train/meta_loss", 3)])
+def test_a_scheduler_that_waits_for_a_plateau_looks_when_its_monitor_is_new(monitor: str, looks: int) -> None:
+    """Six steps, a validation every three, training values every two; nothing is ever good enough."""
+
+    def wait(optimizer: torch.optim.Optimizer) -> ReduceLROnPlateau:
+        return ReduceLROnPlateau(optimizer, monitor=monitor, factor=0.5, patience=0, threshold=1e9, threshold_mode="abs")
+
+    trainer = make_trainer(max_steps=6, val_check_interval=3, limit_val_batches=1)
+    trainer.fit(MetaLearner(make_method(), sgd_slow, wait, log_every=2), make_data())
+    (optimizer,) = trainer.optimizers
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.001 * 0.5 ** (looks - 1))  # the first value is the best so far
+
+
+def test_a_scheduler_without_a_monitor_is_refused() -> None:
+    learner = MetaLearner(make_method(), sgd, torch.optim.lr_scheduler.ReduceLROnPlateau)
+    with pytest.raises(ValueError, match=r"ReduceLROnPlateau does not say what it monitors; use .* monitor: val/mse"):
+        learner.configure_optimizers()
 
 
 def test_the_default_optimizer_is_adam_at_a_constant_rate() -> None:

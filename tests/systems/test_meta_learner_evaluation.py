@@ -1,14 +1,17 @@
 """MetaLearner's validation and test under a real Trainer on the CPU: what they report, and what they leave alone."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from mamllit.backbones import MLP
 from mamllit.core.metrics import EpisodeMetric
 from mamllit.engine.evaluation import evaluate
+from mamllit.engine.meta_gradient import Execution
 from mamllit.methods import MAML
 from mamllit.objectives import Classification, Regression
 from mamllit.systems import MetaLearner
@@ -93,6 +96,42 @@ def test_a_test_reports_each_kind_of_batch_norm_from_the_same_episodes(asked: li
         assert logged.item() == pytest.approx(values[:, 2].mean().item())
     if len(asked) == 2:
         assert (system.per_episode[names["transductive"]][1] != system.per_episode[names["inductive"]][1]).any()
+
+
+class Rows(nn.Module):
+    """A recurrent net over the rows of an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.head = nn.GRU(8, 6, batch_first=True), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.head(self.net(x.flatten(1, 2))[0][:, -1])
+        return output
+
+
+def foreign() -> nn.Module:
+    norm = nn.BatchNorm2d(4, track_running_stats=False)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+
+
+@pytest.mark.filterwarnings("ignore:PyTorch's vmap")
+@pytest.mark.parametrize(("make", "names"), [(foreign, ["standard[5]", "standard[5]/inductive"]), (Rows, ["standard[5]"])])
+@pytest.mark.parametrize("execution", ["auto", "loop", 2])
+def test_anybody_s_network_is_trained_validated_and_tested(
+    make: Callable[[], nn.Module], names: list[str], execution: Execution
+) -> None:
+    """PyTorch's batch norm has both readings; a recurrent net, which `vmap` does not run, gets through every stage."""
+    torch.manual_seed(0)
+    method = MAML(make(), Classification(), 0.5, 1, "sum_over_shots")
+    system, trainer = MetaLearner(method, eval_steps=1, execution=execution), make_trainer(max_steps=2, limit_val_batches=1)
+    trainer.fit(system, ToyImages())
+    trainer.validate(system, ToyImages(), verbose=False)
+    trainer.test(system, ToyImages(), verbose=False)
+    assert list(system.summaries) == ["val", *names]
+    assert system.transductive == (len(names) == 2)
+    assert not method.transductive  # by the names of its classes
+    assert all(value.mean.isfinite().all() for value in system.summaries.values())
 
 
 def test_validation_is_transductive_alone() -> None:
