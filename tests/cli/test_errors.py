@@ -139,7 +139,7 @@ def test_a_word_that_cannot_be_parsed_comes_without_the_list_of_all_settings(
 ) -> None:
     for words, text in (
         (["fit", "-c", str(tmp_path / "nothing.yaml")], "File does not exist: "),
-        (short(tmp_path, "--trainer.max_step", "3"), "max_step"),
+        (short(tmp_path, "--trainer.no_such", "3"), "no_such"),
         (["fitt"], "fitt"),
     ):
         with pytest.raises(SystemExit) as ended:
