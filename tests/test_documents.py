@@ -160,9 +160,9 @@ def test_every_command_is_in_a_category() -> None:
 
 def test_commands_stand_in_bash_blocks() -> None:
     for path, text in PAGES.items():
-        languages = re.findall(r"^```(.*)$", text, flags=re.MULTILINE)
+        languages = re.findall(r"^ *```(.*)$", text, flags=re.MULTILINE)
         kinds = {language.split(" ", 1)[0] for language in languages}
-        assert kinds <= {"", "bash", "python", "text", "{toctree}", "{eval-rst}", "{include}"}, path.name
+        assert kinds <= {"", "bash", "python", "text", "{toctree}", "{eval-rst}", "{include}", "{literalinclude}"}, path.name
         assert languages.count("") * 2 == len(languages), f"{path.name}: a block is not closed, or has no language"
 
 

@@ -126,7 +126,7 @@ def test_the_list_has_every_experiment_and_no_sweep(
     assert all(line.startswith("maml/") for line in capsys.readouterr().out.splitlines())
     call(monkeypatch, "experiments", "sine_line*")
     assert len(capsys.readouterr().out.splitlines()) >= 3
-    with pytest.raises(SystemExit, match=r"^mamllit experiments: no experiment matches 'maml/sine'; near: .*lists all \d+$"):
+    with pytest.raises(SystemExit, match=r"^mamllit experiments: no experiment matches 'maml/sine'; near: .*lists all \d+ "):
         call(monkeypatch, "experiments", "maml/sine")
 
 
@@ -184,7 +184,7 @@ def test_results_add_refuses_what_is_no_result(
     run = shutil.copytree(fitted.run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
     result = json.loads((run / "result.json").read_text())
     (run / "result.json").write_text(json.dumps({**result, "results": {"val": result["results"]["val"]}}))
-    with pytest.raises(SystemExit, match=r"run was not tested: run `mamllit test` with its configuration first$"):
+    with pytest.raises(SystemExit, match=r"run was not tested: run `mamllit test` with its configuration first "):
         call(monkeypatch, "results", "add", run, "--to", tmp_path)
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.replace("maml/sine_10shot", "mine/own"))
