@@ -36,6 +36,11 @@ class Classification:
 
     Where m classes share the largest logit, each is right in 1 / m of the cases: a network that gives constants scores 1 / N,
     in whichever order the classes come. An output that is not a number is wrong.
+
+    >>> import torch
+    >>> from mamllit import Classification
+    >>> Classification().metric(torch.eye(3), torch.tensor([0, 1, 2])).item()
+    1.0
     """
 
     metric_name = "accuracy"
@@ -61,7 +66,13 @@ class Classification:
 
 
 class Regression:
-    """Mean squared error on outputs and targets [n, d]; reports the same."""
+    """Mean squared error on outputs and targets [n, d]; reports the same.
+
+    >>> import torch
+    >>> from mamllit import Regression
+    >>> Regression().loss(torch.zeros(2, 1), torch.tensor([[1.0], [3.0]])).item()
+    5.0
+    """
 
     metric_name = "mse"
     higher_is_better = False

@@ -206,7 +206,7 @@ def test_the_sources_are_found() -> None:
 def test_imports_go_downward() -> None:
     wrong = {}
     for path in SOURCES:
-        floor = FLOORS.get(room(path), 0)  # the package itself imports nothing
+        floor = FLOORS.get(room(path), 9)  # the package itself hands on what is below
         if upward := sorted(name for name in rooms_imported(path) if FLOORS[name] > floor):
             wrong[str(path.relative_to(ROOT))] = upward
     assert not wrong, f"these import from floors above theirs: {wrong}"

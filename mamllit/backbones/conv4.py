@@ -29,6 +29,11 @@ class SameConv2d(nn.Module):
         add_bias: False leaves the bias to a norm that follows and would take it away again.
 
     Shape: [n, in_channels, H, W] -> [n, out_channels, ceil(H / stride), ceil(W / stride)].
+
+    >>> import torch
+    >>> from mamllit.backbones import SameConv2d
+    >>> SameConv2d(3, 16)(torch.rand(5, 3, 8, 8)).shape
+    torch.Size([5, 16, 8, 8])
     """
 
     def __init__(

@@ -14,6 +14,11 @@ class CosineHead(nn.Module):
         scale: what the learned scale begins with; a cosine alone could not tell many classes apart.
 
     Shape: [n, D] -> [n, out_features].
+
+    >>> import torch
+    >>> from mamllit.backbones import CosineHead
+    >>> CosineHead(16, 5)(torch.rand(10, 16)).shape
+    torch.Size([10, 5])
     """
 
     def __init__(self, in_features: int, out_features: int, scale: float = 10.0) -> None:

@@ -29,6 +29,11 @@ class MLP(nn.Module):
             biases zero. On sine the default is better and depends far less on the seed.
 
     Shape: [n, ...] with in_features values per example -> [n, out_features].
+
+    >>> import torch
+    >>> from mamllit import MLP
+    >>> MLP(1, [40, 40], 1)(torch.rand(10, 1)).shape
+    torch.Size([10, 1])
     """
 
     def __init__(

@@ -26,6 +26,11 @@ class BatchStatNorm(nn.Module):
         scale: also learn a factor gamma per channel (the norm of most other papers).
 
     Shape: [n, channels, ...] -> the same. Raises `ValueError` where `statistics_rows` is more than n.
+
+    >>> import torch
+    >>> from mamllit.backbones import BatchStatNorm
+    >>> BatchStatNorm(3)(torch.rand(5, 3, 8, 8)).shape
+    torch.Size([5, 3, 8, 8])
     """
 
     statistics_rows: int | None = None  # take the statistics from the first so many examples; see `normalised_by_first`

@@ -20,6 +20,12 @@ class Examples:
 
     Raises:
         ValueError: for labels of less than two classes.
+
+    >>> import torch
+    >>> from mamllit import Examples
+    >>> support = Examples(torch.rand(10, 1, 28, 28), torch.arange(5).repeat_interleave(2), ways=5)
+    >>> support.ways, support.per_class
+    (5, 2)
     """
 
     x: Tensor
@@ -54,6 +60,12 @@ class Episode(NamedTuple):
     """One task: `support` (N*K examples) to adapt on, `query` (N*Q examples) to judge the adapted model.
 
     Examples are ordered by class. A batch of episodes is the same tuple with a leading T on each tensor.
+
+    >>> import torch
+    >>> from mamllit import Episode, Examples
+    >>> episode = Episode(Examples(torch.rand(5, 1), torch.rand(5, 1)), Examples(torch.rand(15, 1), torch.rand(15, 1)))
+    >>> episode.ways, episode.shots, episode.queries
+    (1, 5, 15)
     """
 
     support: Examples

@@ -29,6 +29,10 @@ class EvaluationSet:
 
     `name` is what is logged and printed, e.g. "paper" or "paper/5-shot"; episodes 0 to `episodes` of `split` with `shots`
     support and `queries` query examples per class.
+
+    >>> from mamllit import SineDataModule
+    >>> [evaluation.name for evaluation in SineDataModule(test_shots=[5, 10]).evaluation_sets("test")]
+    ['paper/5-shot', 'paper/10-shot', 'standard/5-shot', 'standard/10-shot']
     """
 
     name: str

@@ -42,6 +42,11 @@ class ImageFolderDataModule(ImageDataModule):
     Raises:
         ValueError: for channels other than 1 and 3, an image size below 1, or one or two lists of classes.
         FileNotFoundError, ValueError, OSError: at `prepare_data` or `setup`, saying what is wrong and what to do.
+
+    >>> from mamllit import ImageFolderDataModule
+    >>> data = ImageFolderDataModule("my_images", ways=5, shots=1, image_size=32)
+    >>> data.evaluation_sets("test")[0].episodes
+    600
     """
 
     def __init__(

@@ -32,6 +32,11 @@ class MiniImagenetDataModule(ImageDataModule):
 
     Raises:
         FileNotFoundError, ValueError, RuntimeError, OSError: at `prepare_data` or `setup`, saying what to do.
+
+    >>> from mamllit import MiniImagenetDataModule
+    >>> data = MiniImagenetDataModule("data/mini-imagenet", ways=5, shots=5)
+    >>> data.evaluation_sets("val")[0].shots
+    5
     """
 
     def __init__(

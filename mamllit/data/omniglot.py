@@ -32,6 +32,11 @@ class OmniglotDataModule(ImageDataModule):
 
     Raises:
         FileNotFoundError, ValueError, RuntimeError: at `prepare_data` or `setup`, saying what was found and what to do.
+
+    >>> from mamllit import OmniglotDataModule
+    >>> data = OmniglotDataModule("data/omniglot", ways=20, shots=1)
+    >>> data.ways, [evaluation.name for evaluation in data.evaluation_sets("test")]
+    (20, ['paper', 'standard'])
     """
 
     def __init__(

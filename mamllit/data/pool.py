@@ -22,6 +22,12 @@ class ClassPool:
 
     Raises:
         ValueError: if the three do not fit together; all that is wrong is named at once.
+
+    >>> import numpy as np, torch
+    >>> from mamllit import ClassPool
+    >>> pool = ClassPool(torch.zeros(5, 1, 28, 28, dtype=torch.uint8), np.array([0, 2, 5]), ("a", "b"))
+    >>> pool.num_classes, pool.counts.tolist()
+    (2, [2, 3])
     """
 
     images: Tensor

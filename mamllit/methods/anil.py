@@ -8,6 +8,13 @@ As the body is the same before and after adaptation, the support's features are 
 linear layer. For that the network says what its features and its head are, as `Conv4` and `MLP` do, and the method is no
 `InnerLoopMethod`, whose steps would begin at the images: there is nothing worth recomputing. In all else it is
 `MAML(..., frozen=[everything but the head])`, with the departures of `mamllit.methods.maml`.
+
+    >>> import torch
+    >>> from mamllit import ANIL, Examples, MLP, Regression
+    >>> method = ANIL(MLP(1, [8], 1), Regression(), inner_lr=0.01, inner_steps=1, reduction="mean")
+    >>> support = Examples(torch.rand(10, 1), torch.rand(10, 1))
+    >>> method.predict(method.adapt(support), torch.rand(3, 1)).shape
+    torch.Size([3, 1])
 """
 
 import torch.nn.functional as F

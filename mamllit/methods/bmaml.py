@@ -10,6 +10,13 @@ Departures: the log-posterior is minus the loss of the objective, times `likelih
 regression's precision is not a parameter (the authors' sine code learns both). The repulsion is the kernel's true gradient,
 of which the authors' sine code has half. The particles begin as the backbone's own initial weights and copies whose entries
 are shuffled within each tensor, which is another draw of the same initialisation.
+
+    >>> import torch
+    >>> from mamllit import BMAML, Examples, MLP, Regression
+    >>> method = BMAML(MLP(1, [8], 1), Regression(), inner_lr=0.01, inner_steps=1, reduction="mean", particles=3)
+    >>> support = Examples(torch.rand(10, 1), torch.rand(10, 1))
+    >>> method.predict(method.adapt(support), torch.rand(3, 1)).shape
+    torch.Size([3, 1])
 """
 
 import math

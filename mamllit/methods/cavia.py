@@ -9,6 +9,14 @@ Either is a change of one layer's parameters that is linear in the context, and 
 as it is. Concatenating to a linear layer's input adds C context to its bias. FiLM after a norm multiplies the norm's gamma
 and beta by 1 + A context, and adds B context to beta. Departures: A, B have no bias, so that a context of zero is the plain
 network (the authors' scale is the output of a linear layer with bias); those of `mamllit.methods.maml`.
+
+    >>> import torch
+    >>> from mamllit import CAVIA, Examples, MLP, Regression
+    >>> method = CAVIA(MLP(1, [8], 1), Regression(),
+    ...     inner_lr=0.01, inner_steps=1, reduction="mean", context_size=4, layer="layers.0")
+    >>> support = Examples(torch.rand(10, 1), torch.rand(10, 1))
+    >>> method.predict(method.adapt(support), torch.rand(3, 1)).shape
+    torch.Size([3, 1])
 """
 
 import torch

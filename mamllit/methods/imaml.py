@@ -12,6 +12,13 @@ g>. So the engine needs to know nothing of all this.
 
 Departures: all inner steps are taken on the regularised loss, as in the paper (the authors' code takes one so, after all
 others without); a test adapts with lambda as well (theirs: 0); frozen parameters as in `mamllit.methods.maml`.
+
+    >>> import torch
+    >>> from mamllit import Examples, IMAML, MLP, Regression
+    >>> method = IMAML(MLP(1, [8], 1), Regression(), inner_lr=0.01, inner_steps=1, reduction="mean", proximity=2.0)
+    >>> support = Examples(torch.rand(10, 1), torch.rand(10, 1))
+    >>> method.predict(method.adapt(support), torch.rand(3, 1)).shape
+    torch.Size([3, 1])
 """
 
 from collections.abc import Callable, Sequence

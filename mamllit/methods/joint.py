@@ -8,6 +8,13 @@ of the network (the data's `reveal_task`), and nothing is adapted.
 A network that sees all tasks learns what they have in common, on sine little more than their mean; it differs from MAML
 without inner steps only in that it learns from the support too, for which the loss here is over both. Departure: the
 authors' code trains on the support part alone, half of the points that it draws.
+
+    >>> import torch
+    >>> from mamllit import Examples, JointTraining, MLP, Regression
+    >>> method = JointTraining(MLP(1, [8], 1), Regression(), inner_lr=0.01, inner_steps=1, reduction="mean")
+    >>> support = Examples(torch.rand(10, 1), torch.rand(10, 1))
+    >>> method.predict(method.adapt(support), torch.rand(3, 1)).shape
+    torch.Size([3, 1])
 """
 
 from collections.abc import Sequence

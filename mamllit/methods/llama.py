@@ -8,6 +8,13 @@ can be sampled from N(adapted parameters, inverse of H), H then of the support e
 
 Departures: the damping, which the paper does not state and H cannot do without (a softmax layer's G is singular), is a
 setting; it stands for the prior's precision. Only what the inner loop adapts is in H, batch norm is not.
+
+    >>> import torch
+    >>> from mamllit import Examples, LLAMA, MLP, Regression
+    >>> method = LLAMA(MLP(1, [8], 1), Regression(), inner_lr=0.01, inner_steps=1, reduction="mean", damping=0.1)
+    >>> support = Examples(torch.rand(10, 1), torch.rand(10, 1))
+    >>> method.predict(method.adapt(support), torch.rand(3, 1)).shape
+    torch.Size([3, 1])
 """
 
 from collections.abc import Sequence

@@ -6,6 +6,13 @@ the gradient, through those steps, of the adapted models' query loss.
 
 Departures from the paper's text, both after the authors' code: losses are summed and divided by the shots (reduction), and
 the batch norm shift is meta-learned but not adapted (frozen).
+
+    >>> import torch
+    >>> from mamllit import Examples, MAML, MLP, Regression
+    >>> method = MAML(MLP(1, [8], 1), Regression(), inner_lr=0.01, inner_steps=1, reduction="mean")
+    >>> support = Examples(torch.rand(10, 1), torch.rand(10, 1))
+    >>> method.predict(method.adapt(support), torch.rand(3, 1)).shape
+    torch.Size([3, 1])
 """
 
 from collections.abc import Sequence

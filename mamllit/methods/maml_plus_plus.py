@@ -12,6 +12,14 @@ batch, as here.)
 The paper's other parts: the meta-optimiser's cosine annealing is a scheduler in the YAML; the annealed derivative order is
 off in the authors' configurations and not here; nor is their test by an ensemble of five checkpoints. A test with more
 steps than there were in meta-training goes on with the last step's rates and norms.
+
+    >>> import torch
+    >>> from mamllit import Examples, MAMLPlusPlus, MLP, Regression
+    >>> method = MAMLPlusPlus(MLP(1, [8], 1), Regression(),
+    ...     inner_lr=0.01, inner_steps=1, reduction="mean", multi_step_epochs=3, learned_rates=True, per_step_norm=False)
+    >>> support = Examples(torch.rand(10, 1), torch.rand(10, 1))
+    >>> method.predict(method.adapt(support), torch.rand(3, 1)).shape
+    torch.Size([3, 1])
 """
 
 from collections.abc import Sequence

@@ -7,6 +7,13 @@ learned with its length, and an entry of alpha may become negative. The outer lo
 The step sizes are meant for the number of steps that they were trained with: trained for one step, a few more make
 many tasks diverge. They are kept out of weight decay, which would pull every step towards none. Departures: those of
 `mamllit.methods.maml`.
+
+    >>> import torch
+    >>> from mamllit import Examples, MetaSGD, MLP, Regression
+    >>> method = MetaSGD(MLP(1, [8], 1), Regression(), reduction="mean")
+    >>> support = Examples(torch.rand(10, 1), torch.rand(10, 1))
+    >>> method.predict(method.adapt(support), torch.rand(3, 1)).shape
+    torch.Size([3, 1])
 """
 
 from collections.abc import Sequence

@@ -8,6 +8,13 @@ meta-learned probability; a unit whose bit is 0 is not moved. The bit is a strai
 
 T (W x + b) is computed as (T W) x + T b, which is the same and needs no second convolution; so the network itself stays as it
 is, and any network can be warped. Departures: those of `mamllit.methods.maml`; batch norm's parameters are not warped.
+
+    >>> import torch
+    >>> from mamllit import Examples, MLP, MTNet, Regression
+    >>> method = MTNet(MLP(1, [8], 1), Regression(), inner_lr=0.01, inner_steps=1, reduction="mean")
+    >>> support = Examples(torch.rand(10, 1), torch.rand(10, 1))
+    >>> method.predict(method.adapt(support), torch.rand(3, 1)).shape
+    torch.Size([3, 1])
 """
 
 from collections.abc import Sequence

@@ -10,6 +10,14 @@ half the squared distance from the meta-parameters to each network, held fixed, 
 an optimiser SGD with rate 1 the meta-parameters are the mean of all networks of all meta-updates. Departures: the networks of
 a meta-batch are trained side by side, so that "the mean so far" is that of the meta-updates before; each step is Adam's on all
 of the task's examples at once.
+
+    >>> import torch
+    >>> from mamllit import Examples, MLP, MultiTask, Regression
+    >>> method = MultiTask(MLP(1, [8], 1), Regression(),
+    ...     inner_lr=0.01, inner_steps=1, reduction="mean", train_lr=0.01, train_steps=2, penalty="none")
+    >>> support = Examples(torch.rand(10, 1), torch.rand(10, 1))
+    >>> method.predict(method.adapt(support), torch.rand(3, 1)).shape
+    torch.Size([3, 1])
 """
 
 import math

@@ -16,6 +16,13 @@ meta-loss is not a function of what `adapt` returns.
 Departures: the paper's hyper-parameters were not at hand, defaults follow public re-implementations. The inner loss stands for
 the negative log-likelihood; its scale (the noise of a regression) is in `kl_weight`. What the inner loop leaves alone
 (batch norm) is not random either.
+
+    >>> import torch
+    >>> from mamllit import Examples, MLP, PLATIPUS, Regression
+    >>> method = PLATIPUS(MLP(1, [8], 1), Regression(), inner_lr=0.01, inner_steps=1, reduction="mean", kl_weight=0.1)
+    >>> support = Examples(torch.rand(10, 1), torch.rand(10, 1))
+    >>> method.predict(method.adapt(support), torch.rand(3, 1)).shape
+    torch.Size([3, 1])
 """
 
 from collections.abc import Sequence

@@ -11,6 +11,14 @@ through the inner loop is kept.
 
 Departures: the inner Adam's moments begin anew in each task (the authors' code carries them from one to the next); a task's
 minibatches go through one random order of its examples again and again (there: a new order each time).
+
+    >>> import torch
+    >>> from mamllit import Examples, MLP, Regression, Reptile
+    >>> method = Reptile(MLP(1, [8], 1), Regression(),
+    ...     inner_lr=0.01, inner_steps=5, inner_batch=5, inner_optimizer="sgd")
+    >>> support = Examples(torch.rand(10, 1), torch.rand(10, 1))
+    >>> method.predict(method.adapt(support), torch.rand(3, 1)).shape
+    torch.Size([3, 1])
 """
 
 from collections.abc import Sequence

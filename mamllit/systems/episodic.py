@@ -46,6 +46,11 @@ class EpisodicSystem(L.LightningModule):
 
     Raises:
         ValueError: for numbers out of bounds; at `setup`, when the data's ways differ from the network's outputs.
+
+    >>> from mamllit import EpisodicSystem, NearestNeighbour, Classification
+    >>> import torch
+    >>> EpisodicSystem(NearestNeighbour(torch.nn.Flatten(), Classification()), report_step=0).report_step
+    0
     """
 
     def __init__(

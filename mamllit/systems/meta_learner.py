@@ -37,6 +37,15 @@ class MetaLearner(EpisodicSystem):
 
     Raises:
         ValueError: for numbers out of bounds; at `setup`, when the data's ways differ from the network's outputs.
+
+    >>> import lightning as L
+    >>> from mamllit import MAML, MLP, MetaLearner, Regression, SineDataModule
+    >>> method = MAML(MLP(1, [8], 1), Regression(), inner_lr=0.01, inner_steps=1, reduction="mean")
+    >>> trainer = L.Trainer(max_steps=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+    ...     enable_model_summary=False, accelerator="cpu", limit_val_batches=0)
+    >>> trainer.fit(MetaLearner(method), datamodule=SineDataModule())
+    >>> trainer.global_step
+    2
     """
 
     def __init__(

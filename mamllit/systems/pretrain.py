@@ -37,6 +37,11 @@ class PreTrainer(EpisodicSystem):
 
     Raises:
         ValueError: for a number out of bounds; at `setup`, for other classes than the data's, or data without `plain`.
+
+    >>> from mamllit import Conv4, PreTrainer
+    >>> learner = PreTrainer(Conv4(in_channels=3, filters=8, out_features=None, image_size=32), classes=64, head="cosine")
+    >>> learner.classes
+    64
     """
 
     def __init__(

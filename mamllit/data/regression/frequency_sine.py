@@ -28,6 +28,11 @@ class FrequencySineDataModule(CurveDataModule):
 
     Raises:
         ValueError: for a number below its bound.
+
+    >>> from mamllit import FrequencySineDataModule
+    >>> data = FrequencySineDataModule(shots=10)
+    >>> data.episodes(data.evaluation_sets("val")[0], 0, 3).episodes.support.x.shape
+    torch.Size([3, 10, 1])
     """
 
     task_numbers = 3  # amplitude, phase, frequency

@@ -44,6 +44,12 @@ class SineDataModule(EpisodicDataModule):
 
     Raises:
         ValueError: for a number below its bound, or an unknown word.
+
+    >>> from mamllit import SineDataModule
+    >>> data = SineDataModule(shots=5)
+    >>> batch = data.episodes(data.evaluation_sets("val")[0], 0, 3)
+    >>> batch.episodes.support.x.shape
+    torch.Size([3, 5, 1])
     """
 
     def __init__(

@@ -24,6 +24,11 @@ class SineLineDataModule(CurveDataModule):
 
     Raises:
         ValueError: for a number below its bound.
+
+    >>> from mamllit import SineLineDataModule
+    >>> data = SineLineDataModule(shots=5)
+    >>> data.episodes(data.evaluation_sets("val")[0], 0, 3).episodes.support.x.shape
+    torch.Size([3, 5, 1])
     """
 
     task_numbers = 3  # which of the two, then amplitude and phase, or slope and intercept
