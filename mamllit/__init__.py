@@ -24,8 +24,8 @@ _FROM = {
     "mamllit.inference": ["adapt_folder"],
     "mamllit.methods": [
         "ANIL", "BMAML", "CAVIA", "IMAML", "LLAMA", "MAML", "PLATIPUS", "FineTuning", "JointTraining", "LinearProbe",
-        "MAMLPlusPlus", "MTNet", "MatchingNetworks", "MetaSGD", "Method", "MultiTask", "NearestNeighbour", "PrototypicalNetworks",
-        "Reptile", "SiameseNetworks",
+        "MAMLPlusPlus", "MTNet", "MatchingNetworks", "MetaSGD", "Method", "MultiTask", "NearestNeighbour",
+        "PrototypicalNetworks", "Reptile", "SiameseNetworks",
     ],
     "mamllit.objectives": ["Classification", "Regression"],
     "mamllit.pretrained": ["load"],

@@ -140,7 +140,7 @@ class Conv4(nn.Module):
         for convolve, norm in zip(self.convs, self.norms, strict=True):
             x = convolve(x)
             if self.implementation == "fast":
-                x = fast.norm_relu(x, norm, convolve.bias, self.pooled)
+                x = fast.norm_relu(x, norm, convolve.bias, self.pooled)  # type: ignore[arg-type]
                 continue
             x = F.relu(norm(x))
             if self.pooled:

@@ -200,8 +200,8 @@ class EpisodicDataModule(L.LightningDataModule, ABC):
         """
         if self.trainer is None:
             return 0
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
-        same = self.trainer.overfit_batches
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
+        same = self.trainer.overfit_batches  # type: ignore[attr-defined]
         return done % int(same) if same else done
 
     def _evaluation_loaders(self, split: Literal["val", "test"]) -> list[DataLoader]:
@@ -215,7 +215,7 @@ class EpisodicDataModule(L.LightningDataModule, ABC):
                 )
             start, stop = (evaluation.episodes * r // world for r in (rank, rank + 1))
 
-            def draw(batch: int, evaluation=evaluation, start=start, stop=stop) -> Any:
+            def draw(batch: int, evaluation: EvaluationSet = evaluation, start: int = start, stop: int = stop) -> Any:
                 first = start + batch * self.eval_batch_size
                 n = min(self.eval_batch_size, stop - first)
                 return self.draw(self.eval_seed, evaluation.split, evaluation.shots, evaluation.queries, first, n)

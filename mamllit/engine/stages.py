@@ -43,7 +43,7 @@ class Verbs(nn.Module):
         super().__init__()
         self.method, self.operators = method, operators
 
-    def forward(self, function: Callable, *args):
+    def forward(self, function: Callable, *args: Any) -> Any:
         if self.operators == "torch":
             return function(self.method, *args)
         with running(self.operators):

@@ -348,7 +348,7 @@ def _inputs(tried: Method, modules: dict[str, nn.Module], small: Episode) -> dic
     """What each module is called with in a prediction for one task."""
     found: dict[str, tuple[Any, ...]] = {}
 
-    def hook(name: str) -> Callable[..., None]:
+    def hook(name: str) -> Callable[..., Any]:
         return lambda module, args: found.setdefault(name, tuple(args))
 
     handles = [module.register_forward_pre_hook(hook(name)) for name, module in modules.items() if name]

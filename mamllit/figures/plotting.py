@@ -1,6 +1,7 @@
 """Figures of adaptation: functions from tensors to a matplotlib Figure, no input or output."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -87,7 +88,7 @@ def classification_adaptation(
     figure = Figure(figsize=(1.1 * ways + 1, 1.0 * (queries + 1) + 0.6), layout="constrained")
     grid = figure.add_gridspec(queries + 1, ways + 1)
 
-    def show(cell, image: Tensor, label: str) -> None:
+    def show(cell: Any, image: Tensor, label: str) -> None:
         axes = figure.add_subplot(cell)
         picture = (1 - image if dark_on_light else image).permute(1, 2, 0)
         axes.imshow(picture if picture.shape[-1] == 3 else picture[..., 0], cmap="gray", vmin=0, vmax=1)

@@ -64,7 +64,7 @@ class MetaSGD(InnerLoopMethod):
         parameters = dict(backbone.named_parameters())
         self.adapted = adapted_parameters(backbone, frozen)
         self.head = Head(head, backbone)
-        rated = {name: parameters[name] for name in self.adapted}
+        rated: dict[str, Tensor] = {name: parameters[name] for name in self.adapted}
         rated |= {name: row[0] for name, row in self.head.start(1, next(iter(rated.values()))).items()}
         self.rated = list(rated)  # the names of `rates`; a layer frozen later keeps its own, unused
         self.rates = nn.ParameterList(torch.empty_like(value).uniform_(low, high) for value in rated.values())

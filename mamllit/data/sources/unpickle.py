@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +60,7 @@ class _Refused(Exception):
 class _Pending:
     """An array or a data type that a later step completes, by calling `build` with a state."""
 
-    def __init__(self, build: Callable[[Any], Any]) -> None:
+    def __init__(self, build: Callable[..., Any]) -> None:
         self.build, self.made = build, None
 
 
@@ -167,7 +167,7 @@ class _Machine:
                 f"asks for {module}.{name}, which an archive of images has no need of and which could run code; nothing was "
                 "run. Use a pickle from a source that you trust, or images in folders"
             )
-        return found
+        return cast("Callable[..., Any]", found)
 
     def _reconstruct(self, cls: Any, shape: Any, code: Any) -> _Pending:
         return _Pending(self._array)
