@@ -194,7 +194,9 @@ def test_a_meta_batch_that_the_ranks_do_not_divide_is_refused_on_each_of_them(ru
 
 def module(rank: int, world: int, step: int = 0) -> SineDataModule:
     data = SineDataModule(meta_batch_size=6, seed=0, test_shots=(5,), protocols=("paper",), test_episodes=7, eval_batch_size=2)
-    data.trainer = SimpleNamespace(global_rank=rank, world_size=world, global_step=step, accumulate_grad_batches=1)  # type: ignore[assignment]
+    progress = SimpleNamespace(total=SimpleNamespace(processed=step))
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=world, fit_loop=loop, overfit_batches=0.0)  # type: ignore[assignment]
     return data
 
 
