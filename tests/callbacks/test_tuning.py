@@ -10,7 +10,7 @@ from mamllit.backbones import MLP
 from mamllit.callbacks import TunedStepSize
 from mamllit.data import SineDataModule
 from mamllit.engine.evaluation import evaluate
-from mamllit.methods import JointTraining, MetaSGD
+from mamllit.methods import FineTuning, JointTraining, MetaSGD
 from mamllit.objectives import Regression
 from mamllit.systems import MetaLearner
 
@@ -58,8 +58,28 @@ def test_a_method_without_a_step_size_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"candidates": ()}, "candidates is empty; name at least one step size"), ({"steps": 0}, "steps is 0; it must be >= 1")],
+    [
+        ({"candidates": ()}, "candidates is empty; name at least one step size"),
+        ({"steps": 0}, "steps is 0; it must be >= 1"),
+        ({"episodes": 0}, "episodes is 0; it must be >= 1"),
+    ],
 )
 def test_wrong_arguments_are_refused(wrong: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TunedStepSize(**wrong)
+
+
+def test_step_size_and_decay_are_tuned_together(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    method = FineTuning(MLP(1, [40, 40], 1), Regression(), 0.5, 1)
+    tuned = TunedStepSize((1e-6, 0.02), steps=3, decays=(0.0, 5.0), episodes=6)
+    data = run_test(method, tuned)
+    (val,) = data.evaluation_sets("val")
+    for (rate, decay), value in tuned.values.items():
+        method.inner_lr, method.decay = rate, decay
+        assert value == pytest.approx(float(evaluate(method, data.episodes(val, 0, 6).episodes, 3)[:, 3].mean()), rel=1e-5)
+    assert len(tuned.values) == 4
+    assert "inner_lr 0.02 with decay 0, tuned on meta-val (mse after 3 steps: 1e-06 with decay 0: " in capsys.readouterr().out
+    without = JointTraining(MLP(1, [4], 1), Regression(), 0.5, 1, "mean")
+    with pytest.raises(ValueError, match="JointTraining has no number decay to tune; leave the decays of TunedStepSize out"):
+        run_test(without, tuned)
