@@ -32,6 +32,7 @@ class ImageFolderDataModule(ImageDataModule):
         train_classes, val_classes, test_classes: names of class folders, or a text file with one a line; all three or none. In
             place of the ratios; classes in none are left out.
         cache_dir: folder of the decoded images; by default `.mamllit-cache` in `root`.
+        train_ways: classes per episode in meta-training (prototypical networks take more); None for `ways`.
         test_shots: test with each of these numbers of shots; by default with `shots` alone.
         plain: train on plain batches (see `PlainBatches`), for `mamllit.systems.PreTrainer`.
         invert: make black 1 and white 0. "auto" does so, and says it, for images that are dark on light where weights meet them
@@ -74,11 +75,12 @@ class ImageFolderDataModule(ImageDataModule):
         num_workers: int = 0,
         test_shots: Sequence[int] | None = None,
         plain: PlainBatches | None = None,
+        train_ways: int | None = None,
         invert: bool | Literal["auto"] = "auto",
     ) -> None:
         super().__init__(
             ways, shots, queries, meta_batch_size, False, standard_queries, seed, eval_seed, protocols, val_episodes,
-            test_episodes, eval_batch_size, num_workers, plain, test_shots,
+            test_episodes, eval_batch_size, num_workers, plain, test_shots, train_ways,
         )  # fmt: skip
         if channels not in (1, 3):
             raise ValueError(f"channels is {channels}; it must be 1 (grey) or 3 (RGB)")

@@ -48,6 +48,7 @@ class ImageDataModule(EpisodicDataModule):
 
     Args:
         ways: N, classes per episode.
+        train_ways: classes per episode in meta-training, for methods that take any number; None for `ways`.
         rotate: turn each class of each episode by a random multiple of 90 degrees, in every split (the paper's Omniglot).
         plain: train on plain batches of labelled images, not on episodes (for `mamllit.systems.PreTrainer`).
         test_shots: test with each of these numbers of shots; by default with `shots` alone.
@@ -74,16 +75,19 @@ class ImageDataModule(EpisodicDataModule):
         num_workers: int = 0,
         plain: PlainBatches | None = None,
         test_shots: Sequence[int] | None = None,
+        train_ways: int | None = None,
     ) -> None:
         super().__init__(
             shots, queries, meta_batch_size, standard_queries, seed, eval_seed, protocols, val_episodes, test_episodes,
             eval_batch_size, num_workers,
         )  # fmt: skip
-        if ways < 2:
-            raise ValueError(f"ways is {ways}; an episode needs at least 2 classes")
+        for name, number in (("ways", ways), ("train_ways", 2 if train_ways is None else train_ways)):
+            if number < 2:
+                raise ValueError(f"{name} is {number}; an episode needs at least 2 classes")
         if test_shots is not None and (not test_shots or min(test_shots) < 1 or len(set(test_shots)) < len(test_shots)):
             raise ValueError(f"test_shots is {list(test_shots)}; name numbers of shots >= 1, each once")
         self.ways, self.rotate, self.plain = ways, rotate, plain
+        self.train_ways = ways if train_ways is None else train_ways
         self._test_shots = (shots,) if test_shots is None else tuple(test_shots)
         self.pools: dict[str, ClassPool] = {}
         self._on_device: dict[tuple[str, torch.device, bool], Tensor] = {}
@@ -170,12 +174,15 @@ class ImageDataModule(EpisodicDataModule):
         asked += [(e.split, e.shots + e.queries) for split in splits for e in self.evaluation_sets(split)]  # type: ignore[arg-type]
         for split, per_class in asked:  # one draw each tells, before hours are spent
             draw_image_episodes(
-                self.pools[split].offsets, self.ways, per_class, seed=0, split=split, first=0, count=1, rotate=False
+                self.pools[split].offsets, self._ways(split), per_class, seed=0, split=split, first=0, count=1, rotate=False
             )
+
+    def _ways(self, split: str) -> int:
+        return self.train_ways if split == "train" else self.ways
 
     def draw(self, seed: int, split: str, shots: int, queries: int, first: int, count: int) -> ImageDraw:
         drawn = draw_image_episodes(
-            self.pools[split].offsets, self.ways, shots + queries,
+            self.pools[split].offsets, self._ways(split), shots + queries,
             seed=seed, split=split, first=first, count=count, rotate=self.rotate,
         )  # fmt: skip
         number, image, turns = map(torch.from_numpy, drawn)

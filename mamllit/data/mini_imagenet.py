@@ -25,6 +25,7 @@ class MiniImagenetDataModule(ImageDataModule):
         image_size: side of the images in pixels; others are squeezed to it.
         download: fetch the pickles (1.8 GB) into `root` where nothing is found there.
         cache_dir: folder of the decoded images (1.3 GB); by default `.mamllit-cache` in `root`.
+        train_ways: classes per episode in meta-training (prototypical networks take more); None for `ways`.
         test_shots: test with each of these numbers of shots; by default with `shots` alone.
         plain: train on plain batches (see `PlainBatches`), for `mamllit.systems.PreTrainer`.
         seed, eval_seed, protocols, val_episodes, test_episodes, eval_batch_size, num_workers, standard_queries: see
@@ -59,10 +60,11 @@ class MiniImagenetDataModule(ImageDataModule):
         num_workers: int = 0,
         test_shots: Sequence[int] | None = None,
         plain: PlainBatches | None = None,
+        train_ways: int | None = None,
     ) -> None:
         super().__init__(
             ways, shots, queries, meta_batch_size, False, standard_queries, seed, eval_seed, protocols, val_episodes,
-            test_episodes, eval_batch_size, num_workers, plain, test_shots,
+            test_episodes, eval_batch_size, num_workers, plain, test_shots, train_ways,
         )  # fmt: skip
         self.root, self.image_size, self.download, self.cache_dir = root, image_size, download, cache_dir
 

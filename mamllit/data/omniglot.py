@@ -25,6 +25,7 @@ class OmniglotDataModule(ImageDataModule):
         resize: "nearest", what the paper's images really are, or "antialias".
         rotate: random quarter turns per class (the paper: in every split).
         download: fetch the official zips into `root` where nothing is found there.
+        train_ways: classes per episode in meta-training (prototypical networks take more); None for `ways`.
         test_shots: test with each of these numbers of shots; by default with `shots` alone.
         plain: train on plain batches (see `PlainBatches`), for `mamllit.systems.PreTrainer`.
         seed, eval_seed, protocols, val_episodes, test_episodes, eval_batch_size, num_workers, standard_queries: see
@@ -60,10 +61,11 @@ class OmniglotDataModule(ImageDataModule):
         num_workers: int = 0,
         test_shots: Sequence[int] | None = None,
         plain: PlainBatches | None = None,
+        train_ways: int | None = None,
     ) -> None:
         super().__init__(
             ways, shots, queries, meta_batch_size, rotate, standard_queries, seed, eval_seed, protocols, val_episodes,
-            test_episodes, eval_batch_size, num_workers, plain, test_shots,
+            test_episodes, eval_batch_size, num_workers, plain, test_shots, train_ways,
         )  # fmt: skip
         self.root, self.split, self.resize, self.download = root, split, resize, download
 

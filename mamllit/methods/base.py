@@ -30,6 +30,8 @@ class Method(nn.Module, ABC):
     optimizer_groups: ClassVar[Mapping[str, Mapping[str, float]]] = {}
     vectorised: ClassVar[bool] = True  # False where the verbs cannot run under `torch.func.vmap`: episodes then run one by one
 
+    reads_features: ClassVar[bool] = False  # True where the backbone's outputs are features, as many as it likes
+
     @abstractmethod
     def adapt(self, support: Examples, steps: int | None = None) -> State:
         """Learn the task of `support`; `steps` overrides the number of inner steps, where the method has any."""

@@ -22,7 +22,7 @@ step.
     tensor([0, 1])
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,8 @@ class LinearProbe(Method):
     Raises:
         ValueError: for an unknown head, a negative number, or a scale that is not positive.
     """
+
+    reads_features: ClassVar[bool] = True
 
     def __init__(
         self,

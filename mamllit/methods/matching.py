@@ -24,7 +24,7 @@ episode's order.
     tensor([[0.7311, 0.2689]])
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +50,8 @@ class MatchingNetworks(Method):
     Raises:
         ValueError: for an unknown score, a number out of bounds, or context without `features`.
     """
+
+    reads_features: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -15,6 +15,8 @@ in a task or over tasks (`max_steps: 0`); with more shots it is still the single
     tensor([[1.0000, 0.8000]])
 """
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from mamllit.core.episode import Examples
@@ -30,6 +32,8 @@ class NearestNeighbour(Method):
         backbone: gives features [n, D]; `torch.nn.Identity` for pixels.
         objective: `Classification`.
     """
+
+    reads_features: ClassVar[bool] = True
 
     def __init__(self, backbone: nn.Module, objective: Objective) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ cosine` the logits are `scale` times the cosine of f(x) and c_k, which is how a 
     tensor([[-2., -9.]])
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -40,6 +40,8 @@ class PrototypicalNetworks(Method):
     Raises:
         ValueError: for an unknown distance or a scale that is not positive.
     """
+
+    reads_features: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -22,7 +22,7 @@ Vinyals et al. tell neither network nor optimiser.
     tensor([[0.6000, 0.8000]])
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -45,6 +45,8 @@ class SiameseNetworks(Method):
     Raises:
         ValueError: for an unknown `classify`.
     """
+
+    reads_features: ClassVar[bool] = True
 
     def __init__(
         self,

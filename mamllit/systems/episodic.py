@@ -151,11 +151,14 @@ class EpisodicSystem(L.LightningModule):
     def check_ways(self, data: EpisodicDataModule) -> None:
         """Raise `ValueError` where the network has another number of outputs than the data has ways."""
         outputs = getattr(getattr(self.method, "backbone", None), "out_features", None)
-        if outputs is not None and outputs != data.ways:
-            raise ValueError(
-                f"the network has {outputs} outputs (out_features), but an episode of the data has {data.ways} ways; "
-                "give both the same number"
-            )
+        if outputs is None or self.method.reads_features:
+            return
+        for name in ("ways", "train_ways"):
+            if outputs != (asked := getattr(data, name, outputs)):
+                raise ValueError(
+                    f"the network has {outputs} outputs (out_features), but an episode of the data has {asked} {name}; "
+                    "give both the same number"
+                )
 
     def on_validation_epoch_start(self) -> None:
         self._start_evaluation("val")

@@ -82,3 +82,22 @@ def test_a_loaders_batches_are_the_images_of_the_pool(workers: int) -> None:
 def test_settings_out_of_bounds_are_refused(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         PlainBatches(**arguments)
+
+
+# ---- other numbers of classes in meta-training ---------------------------------------------------------------------------
+
+
+def test_meta_training_may_have_more_ways_than_a_test() -> None:
+    data = ToyImages(ways=3, train_ways=6)
+    data.setup("fit")
+    drawn = next(iter(data.train_dataloader()))
+    assert data.build(drawn).episodes.ways == 6
+    (evaluation,) = data.evaluation_sets("val")
+    assert data.episodes(evaluation).episodes.ways == 3
+
+
+def test_too_many_ways_are_refused() -> None:
+    with pytest.raises(ValueError, match="an episode of 9 ways was asked for, but the train split has 8 classes"):
+        ToyImages(train_ways=9).setup("fit")
+    with pytest.raises(ValueError, match="train_ways is 1; an episode needs at least 2 classes"):
+        ToyImages(train_ways=1)

@@ -21,11 +21,12 @@ class ToyImages(ImageDataModule):
         meta_batch_size: int = 4,
         test_episodes: int = 5,
         plain: PlainBatches | None = None,
+        train_ways: int | None = None,
     ) -> None:
         super().__init__(
             ways, shots, queries, meta_batch_size, rotate=False, standard_queries=3, seed=None, eval_seed=0,
             protocols=("standard",), val_episodes=4, test_episodes=test_episodes, eval_batch_size=2, num_workers=0,
-            plain=plain,
+            plain=plain, train_ways=train_ways,
         )  # fmt: skip
 
     def load(self) -> dict[str, ClassPool]:

@@ -16,7 +16,7 @@ from mamllit.backbones import MLP, Conv4
 from mamllit.callbacks.start_from import StartFrom, find_in_run, take_what_fits
 from mamllit.data.plain import PlainBatches
 from mamllit.engine.evaluation import evaluate
-from mamllit.methods import MAML
+from mamllit.methods import MAML, PrototypicalNetworks
 from mamllit.objectives import Classification
 from mamllit.systems import MetaLearner, PreTrainer
 from mamllit.systems.pretrain import count_features
@@ -233,3 +233,15 @@ def test_a_loss_that_is_not_finite_stops_the_training() -> None:
         next(learner.head.parameters()).fill_(float("nan"))
     with pytest.raises(FloatingPointError, match=r"the loss is nan at step 1; take a smaller learning rate, or clip"):
         make_trainer().fit(learner, ToyImages(plain=PLAIN))
+
+
+def test_networks_of_fixed_outputs_refuse_other_train_ways_and_feature_networks_take_any() -> None:
+    fixed = MAML(MLP(64, [4], 3), Classification(), 0.1, 1, "mean")
+    with pytest.raises(
+        ValueError, match=r"the network has 3 outputs .*, but an episode of the data has 5 train_ways"
+    ):
+        make_trainer().fit(MetaLearner(fixed), ToyImages(train_ways=5))
+    features = PrototypicalNetworks(MLP(64, [8], 6), Classification())
+    trainer = make_trainer()
+    trainer.fit(MetaLearner(features, eval_steps=0, report_step=0), ToyImages(train_ways=5))
+    assert trainer.global_step == 1
