@@ -77,11 +77,10 @@ class ResultWriter(L.Callback):
             "iterations_per_second": round((trainer.global_step - self._first_step) / max(seconds, 1e-9), 2),
         }
         self._seconds_before, self._clock = self._seconds(), 0.0
-        starts = (callback for callback in trainer.callbacks if isinstance(callback, StartFrom))  # type: ignore[attr-defined]
-        origin = next((start.origin for start in starts), None)
-        self._fit |= {"started_from": origin} if origin else {}
+        self._fit |= _origin(trainer)
         if isinstance(pl_module, EpisodicSystem):
-            self._fit |= {"skipped_steps": pl_module.skipped_steps} if pl_module.skipped_steps else {}
+            skipped = getattr(pl_module, "skipped_steps", 0)
+            self._fit |= {"skipped_steps": skipped} if skipped else {}
             self._write(trainer, pl_module, "fit")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -158,6 +157,9 @@ class ResultWriter(L.Callback):
         }
         if stage == "fit":
             result["fit"] = self._fit
+        elif "fit" not in result and (origin := _origin(trainer)):  # a fit of no steps: what was tested is what it began with
+            result["fit"] = origin
+        if stage == "fit":
             if best := best_checkpoint(trainer):
                 result["best_checkpoint"] = best
                 for logger in trainer.loggers:
@@ -200,6 +202,13 @@ class ResultWriter(L.Callback):
             if isinstance(logger, WandbLogger):
                 with unharmed(logger):
                     logger.log_table("test/results", columns=columns, data=data)
+
+
+def _origin(trainer: L.Trainer) -> dict[str, Any]:
+    """What the run began with, as an entry of the result; empty for untrained weights."""
+    starts = (callback for callback in trainer.callbacks if isinstance(callback, StartFrom))  # type: ignore[attr-defined]
+    origin = next((start.origin for start in starts), None)
+    return {"started_from": origin} if origin else {}
 
 
 def _with_interval(mean: float | None, ci95: float | None) -> str:
