@@ -237,9 +237,7 @@ def test_a_loss_that_is_not_finite_stops_the_training() -> None:
 
 def test_networks_of_fixed_outputs_refuse_other_train_ways_and_feature_networks_take_any() -> None:
     fixed = MAML(MLP(64, [4], 3), Classification(), 0.1, 1, "mean")
-    with pytest.raises(
-        ValueError, match=r"the network has 3 outputs .*, but an episode of the data has 5 train_ways"
-    ):
+    with pytest.raises(ValueError, match=r"the network has 3 outputs .*, but an episode of the data has 5 train_ways"):
         make_trainer().fit(MetaLearner(fixed), ToyImages(train_ways=5))
     features = PrototypicalNetworks(MLP(64, [8], 6), Classification())
     trainer = make_trainer()
