@@ -159,13 +159,12 @@ class ResultWriter(L.Callback):
             result["fit"] = self._fit
         elif "fit" not in result and (origin := _origin(trainer)):  # a fit of no steps: what was tested is what it began with
             result["fit"] = origin
-        if stage == "fit":
-            if best := best_checkpoint(trainer):
-                result["best_checkpoint"] = best
-                for logger in trainer.loggers:
-                    if isinstance(logger, WandbLogger):
-                        with unharmed(logger):
-                            logger.experiment.summary["best_checkpoint"] = best
+        if stage == "fit" and (best := best_checkpoint(trainer)):
+            result["best_checkpoint"] = best
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    with unharmed(logger):
+                        logger.experiment.summary["best_checkpoint"] = best
         for reading in learner.readings:
             if reading.name in learner.summaries:
                 result.setdefault("results", {})[reading.name] = _as_json(reading, learner.summaries[reading.name])
