@@ -6,7 +6,7 @@ batch is normalised by itself, so a prediction depends on the other query images
 support under the adapted weights, so each query image is predicted by itself.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -19,7 +19,7 @@ from mamllit.engine.cpu import fast_on_cpu
 from mamllit.engine.looped import each
 from mamllit.engine.meta_gradient import Execution, chunk_size, in_precision_of
 from mamllit.engine.trial import Company, Finding, company, remembered, running, try_out
-from mamllit.methods.base import Method, State
+from mamllit.methods.base import Method, Predictor, State
 
 BatchNorm = Literal["transductive", "inductive"]
 CHUNK = 2**19  # input numbers of the episodes that run at once on a CPU, see `readings`
@@ -42,7 +42,7 @@ def predict(method: Method, state: State, episode: Episode, batch_norm: BatchNor
     return _predictor(method, episode.support.x.shape[0], batch_norm)(state, episode)
 
 
-def _predictor(method: Method, rows: int, batch_norm: BatchNorm) -> Callable[[State, Episode], Tensor]:
+def _predictor(method: Method, rows: int, batch_norm: BatchNorm) -> Predictor:
     """`predict` for episodes of one method, with `rows` examples in each support."""
     if batch_norm == "transductive":
         return lambda state, episode: method.predict(state, episode.query.x)
@@ -66,7 +66,7 @@ def _predictor(method: Method, rows: int, batch_norm: BatchNorm) -> Callable[[St
 def readings(
     method: Method, episodes: Episode, steps: int, batch_norms: Sequence[BatchNorm], execution: Execution = "auto"
 ) -> dict[BatchNorm, Tensor]:
-    """The objective's metric on the query sets after 0, 1, ... inner steps, once per way of normalising.
+    """Each episode's `Method.curve`, the metric on the query after 0, 1, ... inner steps, once per way of normalising.
 
     Adapts once and predicts as often as there are `batch_norms`. Each value is [T, steps + 1] ([T, 1] without inner loop).
     On a CPU the episodes run in vectorised chunks (see `mamllit.engine.meta_gradient.chunk_size`): on Omniglot with 15 queries
@@ -78,15 +78,10 @@ def readings(
     Runs under `no_grad`, which `torch.func.grad` inside the inner loop does not heed: so no graph through the steps is kept.
     """
 
-    predictors: dict[BatchNorm, Callable[[State, Episode], Tensor]] = {}
-    metric = method.objective.metric
+    predictors: dict[BatchNorm, Predictor] = {}
 
     def one(episode: Episode) -> dict[BatchNorm, Tensor]:
-        states = method.trajectory(episode.support, steps)
-        return {
-            batch_norm: torch.stack([metric(predicted(state, episode), episode.query.y) for state in states])
-            for batch_norm, predicted in predictors.items()
-        }
+        return dict(zip(predictors, method.curve(episode, steps, *predictors.values()), strict=True))
 
     method.heed_frozen()
     with torch.inference_mode(False), torch.no_grad(), fast_on_cpu(episodes.support.x):

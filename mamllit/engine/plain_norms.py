@@ -25,7 +25,10 @@ class PlainNorms(TorchFunctionMode):
 
     def __init__(self, statistics_rows: int | None = None) -> None:
         super().__init__()
-        self.plain = {**PLAIN, F.batch_norm: partial(batch_norm, statistics_rows=statistics_rows)}
+        self.plain: dict[Any, Callable[..., Any]] = {
+            **PLAIN,
+            F.batch_norm: partial(batch_norm, statistics_rows=statistics_rows),
+        }
 
     def __torch_function__(
         self,

@@ -6,9 +6,10 @@ by `mamllit.engine.meta_gradient` without the method knowing.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from mamllit.backbones import BatchStatNorm
@@ -17,6 +18,7 @@ from mamllit.core.inner_loop import Params
 from mamllit.objectives import Objective
 
 State = Any
+Predictor = Callable[[State, Episode], Tensor]  # the output for the query of an episode at an adapted state
 
 
 class Method(nn.Module, ABC):
@@ -49,6 +51,22 @@ class Method(nn.Module, ABC):
         output = self.predict(self.adapt(episode.support), episode.query.x)
         logs = {self.objective.metric_name: self.objective.metric(output.detach(), episode.query.y)}
         return self.objective.loss(output, episode.query.y), logs
+
+    def curve(self, episode: Episode, steps: int, *predictors: Predictor) -> tuple[Tensor, ...]:
+        """What an evaluation reports: the metric on the query after 0, 1, ..., `steps` inner steps, [steps + 1].
+
+        One curve for each of the `predictors`, which say how the query is predicted (default: by `predict`); the method adapts
+        once for all. A method that learns in another order overrides this: a memory reports by presentation.
+        """
+
+        def plain(state: State, episode: Episode) -> Tensor:
+            return self.predict(state, episode.query.x)
+
+        states, metric = self.trajectory(episode.support, steps), self.objective.metric
+        return tuple(
+            torch.stack([metric(predicted(state, episode), episode.query.y) for state in states])
+            for predicted in predictors or (plain,)
+        )
 
     def begin_iteration(self, iteration: int) -> None:
         """Told before each meta-update how many were made before, for a method whose objective changes with them."""

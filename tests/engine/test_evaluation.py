@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 from mamllit.backbones import MLP, Conv4
 from mamllit.core.episode import Episode, Examples
+from mamllit.core.tree import item
 from mamllit.engine.evaluation import BATCH_NORMS, BatchNorm, evaluate, predict, readings
 from mamllit.engine.trial import company
 from mamllit.methods import MAML
+from mamllit.methods.base import Predictor
 from mamllit.objectives import Classification, Regression
 
 MakeEpisodes = Callable[..., Episode]
@@ -143,3 +145,22 @@ def test_without_batch_norm_both_readings_are_the_same(image_episodes: MakeEpiso
     state = method.adapt(episode.support, 2)
     outputs = [predict(method, state, episode, batch_norm) for batch_norm in BATCH_NORMS]
     torch.testing.assert_close(outputs[0], outputs[1], **EXACT)
+
+
+def test_a_method_says_itself_what_an_evaluation_reports(sine_episodes: MakeEpisodes) -> None:
+    """By presentation, here: the error on each query point in turn, whatever the number of inner steps."""
+
+    class ByPresentation(MAML):
+        def curve(self, episode: Episode, steps: int, *predictors: Predictor) -> tuple[torch.Tensor, ...]:
+            errors = (self.predict(self.adapt(episode.support), episode.query.x) - episode.query.y).square()[:, 0]
+            return (errors,) * len(predictors)
+
+    torch.manual_seed(0)
+    episodes = sine_episodes(3, shots=5, queries=4)
+    plain, other = (kind(MLP(1, [8], 1).double(), Regression(), 0.01, 1, "mean") for kind in (MAML, ByPresentation))
+    other.load_state_dict(plain.state_dict())
+    values = evaluate(other, episodes, 7)
+    assert values.shape == (3, 4)
+    torch.testing.assert_close(values.mean(1), evaluate(plain, episodes, 1)[:, 1])
+    (alone,) = plain.curve(item(episodes, 2), 1)
+    torch.testing.assert_close(alone, evaluate(plain, episodes, 1)[2])
