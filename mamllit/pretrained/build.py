@@ -11,12 +11,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 import mamllit
 from mamllit.methods import Method
 from mamllit.pretrained.files import Checkpoint, read
 
 SAFE = ("mamllit", "torch.nn")
+LEEWAY = 100_000  # beside the numbers of a file: constants, step counts
+CALLS = 200  # of torch's functions that making a module may take for each tensor of the file
+FILLS = ("uniform_", "normal_", "fill_", "zero_", "copy_", "erfinv_", "clamp_", "mul_", "add_")
 OBJECTIVES = "mamllit.objectives"  # plain classes; they take no arguments
 
 
@@ -37,12 +41,78 @@ def load(name_or_path: str | Path, trusted: Sequence[str] = ()) -> Method:
 
 
 def rebuild(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], trusted: Sequence[str] = ()) -> Method:
-    """What `load` returns, from a checkpoint that was read."""
-    made = build(checkpoint.model["method"], trusted)
-    if not isinstance(made, Method):
-        raise ValueError(f"the model of {checkpoint.name} is a {type(made).__name__}, which is no mamllit Method")
+    """What `load` returns, from a checkpoint that was read.
+
+    The configuration may ask for any amount of memory. So the model is first made on the meta device, where a tensor takes
+    none, and no larger than the file; once names and shapes are those of the file, it is made for good.
+    """
+    config = checkpoint.model.get("method")
+    try:
+        _try_out(checkpoint, tensors, trusted)
+    except _TooLarge as error:
+        raise ValueError(f"the model of {checkpoint.name} is not made: {error}") from None
+    except RecursionError:
+        raise ValueError(f"the model of {checkpoint.name} is not made: its configuration is nested too deeply") from None
+    except Exception as error:  # what a class of somebody's own does when it is made, the meta device may not know
+        safe = all(_inside(path, SAFE) for path in class_paths(config))
+        if safe and isinstance(error, RuntimeError):
+            raise ValueError(f"the model of {checkpoint.name} cannot be made: {error}") from error
+        if safe:
+            raise
+    made = _method(build(config, trusted), checkpoint)
     fill(made, checkpoint, tensors)
     return made.eval()
+
+
+def _try_out(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], trusted: Sequence[str]) -> None:
+    config = checkpoint.model.get("method")
+    _check_numbers(config, sum(value.numel() for value in tensors.values()) + LEEWAY)
+    with torch.device("meta"), _AsLargeAs(tensors):
+        made = build(config, trusted)
+    _compare(_method(made, checkpoint), checkpoint, tensors)
+
+
+def _method(made: Any, checkpoint: Checkpoint) -> Method:
+    if not isinstance(made, Method):
+        raise ValueError(f"the model of {checkpoint.name} is a {type(made).__name__}, which is no mamllit Method")
+    return made
+
+
+class _TooLarge(Exception):
+    """More than a file can fill."""
+
+
+def _check_numbers(config: Any, most: int, name: str = "") -> None:
+    """No whole number of a configuration is larger than any size or count in a model of the file can be."""
+    if isinstance(config, Mapping):
+        for key, value in config.items():
+            _check_numbers(value, most, str(key))
+    elif isinstance(config, list):
+        for value in config:
+            _check_numbers(value, most, name)
+    elif isinstance(config, int) and abs(config) > most:
+        raise _TooLarge(f"{name} is {config:,}; a model that fills this file has no number above {most:,}")
+
+
+class _AsLargeAs(TorchFunctionMode):
+    """Refuses to make a tensor, or a number of them, that is out of proportion to the tensors of a file."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.numbers = 10 * sum(value.numel() for value in tensors.values()) + LEEWAY  # of one tensor
+        self.left = CALLS * (len(tensors) + 10)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise _TooLarge("its configuration makes many more tensors than the file holds")
+        first = args[0] if args else (kwargs or {}).get("tensor")  # torch.nn.init names it
+        if getattr(func, "__name__", "") in FILLS and isinstance(first, Tensor) and first.is_meta:
+            return first  # nothing to fill; torch would load its compiler first
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and made.numel() > self.numbers:
+            raise _TooLarge(f"its configuration makes a tensor {list(made.shape)}, and the file holds far fewer numbers")
+        return made
 
 
 def fill(method: Method, checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> None:
@@ -51,6 +121,11 @@ def fill(method: Method, checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) 
     Raises:
         ValueError: if names or shapes differ; all differences are listed.
     """
+    _compare(method, checkpoint, tensors)
+    method.load_state_dict(dict(tensors))
+
+
+def _compare(method: Method, checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> None:
     own = method.state_dict()
     problems = [f"{name} is missing in the checkpoint" for name in own if name not in tensors]
     problems += [f"{name} is not in the model" for name in tensors if name not in own]
@@ -61,7 +136,6 @@ def fill(method: Method, checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) 
     ]
     if problems:
         raise ValueError(f"the checkpoint {checkpoint.name} does not fit the model: {'; '.join(problems)}")
-    method.load_state_dict(dict(tensors))
 
 
 def build(config: Any, trusted: Sequence[str] = ()) -> Any:

@@ -1,6 +1,7 @@
 """From a run directory to a checkpoint file, and the table of the checkpoints that come with mamllit."""
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +42,8 @@ def export(
         result: what result.json would say of this checkpoint, where it was measured otherwise.
         trusted: packages of your own whose classes the run's configuration may name; see `mamllit.pretrained.load`.
 
+    What result.json holds of other steps than the checkpoint's is left out, with a warning.
+
     Raises:
         FileNotFoundError: where the run lacks a file.
         ValueError: if result.json is about another step than the checkpoint, if the checkpoint cannot be rebuilt, if the
@@ -57,7 +60,7 @@ def export(
     config = yaml.safe_load(needed["config"].read_text())
     saved = torch.load(needed["weights"], map_location="cpu", weights_only=True)
     asked = config["trainer"]["max_steps"]
-    result = json.loads(needed["result"].read_text()) if result is None else result
+    result = _of_step(json.loads(needed["result"].read_text()), saved["global_step"]) if result is None else result
     path = Path(out).expanduser() if out is not None else run / f"{cell_name(config)}{SUFFIX}"
     if path.suffix != SUFFIX:
         raise ValueError(f"the file is to be {path}; its name must end in {SUFFIX}")
@@ -169,6 +172,21 @@ def _result(result: Mapping[str, Any], step: int, asked: int, ckpt: str, printed
             name: {str(k): v for k, v in values.items()} for name, values in (printed.get("published") or {}).items()
         },
     }
+
+
+def _of_step(result: dict[str, Any], step: int) -> dict[str, Any]:
+    """The result without what was measured on meta-test at another step, or at none that is known."""
+    found = result.get("results", {})
+    of_others = {
+        name: entry.get("step") for name, entry in found.items() if entry["split"] == "test" and entry.get("step") != step
+    }
+    if of_others and result["steps_done"] == step:
+        listed = ", ".join(f"{name} (step {'unknown' if at is None else at})" for name, at in of_others.items())
+        warnings.warn(
+            f"left out, for the checkpoint is of step {step}: {listed}; to measure it, run `mamllit test` before the export",
+            stacklevel=3,
+        )
+    return {**result, "results": {name: entry for name, entry in found.items() if name not in of_others}}
 
 
 def _six_digits(value: float | str) -> float | str:

@@ -1,10 +1,11 @@
 """The file of a trained checkpoint: tensors, and one metadata entry, "mamllit", with the configuration and the result as JSON.
 
 Safetensors hold no code, so that reading one runs none. The metadata are one entry because safetensors do not keep the order
-of several: so the same run gives the same bytes.
+of several: so the same run gives the same bytes. A digest in it tells a file of which a bit has changed.
 """
 
 import difflib
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from mamllit.runs import durable
 FOLDER = Path(__file__).parents[1] / "checkpoints"
 SUFFIX = ".safetensors"
 KEY = "mamllit"  # of the metadata entry
-FORMAT = 1  # goes up when older code could not read what is written
+FORMAT = 2  # goes up when older code could not read what is written; 1 had no digest
 LIMIT = 500_000  # bytes; the files are kept in the repository
 LIGHTNING_WORDS = ("last", "best", "hpc", "registry")
 DType = Literal["float32", "float16"]
@@ -37,7 +38,7 @@ class Checkpoint:
         model: the part `model:` of the run's config.yaml, defaults included.
         data: the part `data:`, without the folder that the images lay in.
         result: steps done and asked, seed, commit, and the measured `results` by evaluation set.
-        stored_as: "float32" as trained, or "float16", rounded; loading always gives float32.
+        stored_as: "float32" as trained, or "float16", rounded where it can hold the numbers; loading gives float32.
         format: version of this layout.
     """
 
@@ -98,7 +99,7 @@ def find(name_or_path: str | Path) -> Path:
 
 
 def read(name_or_path: str | Path) -> tuple[Checkpoint, dict[str, Tensor]]:
-    """A checkpoint and its tensors, as float32; nothing in the file is run.
+    """A checkpoint and its tensors, float16 as float32; nothing in the file is run.
 
     Raises:
         FileNotFoundError: see `find`.
@@ -108,18 +109,51 @@ def read(name_or_path: str | Path) -> tuple[Checkpoint, dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (no dict)
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} ({path.stat().st_size} bytes) cannot be read as safetensors: {error}") from error
     if KEY not in metadata:
         raise ValueError(f"{path} has no metadata entry {KEY!r}: it was not written by `mamllit export`")
     try:
-        entries = json.loads(metadata[KEY])
-        if entries["format"] > FORMAT:
-            raise ValueError(f"its format is {entries['format']}, and this mamllit reads up to {FORMAT}: install a newer one")
-        return Checkpoint(**entries), tensors
-    except (ValueError, KeyError, TypeError) as error:
+        entries = dict(json.loads(metadata[KEY]))
+        digest = entries.pop("digest", None)
+        checkpoint = _checked(Checkpoint(**entries))
+        same = digest == _digest(entries, stored)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: the metadata entry {KEY!r} cannot be used: {error}") from error
+    if not same and (digest is not None or checkpoint.format > 1):
+        raise ValueError(f"{path} has changed since it was written: its digest is another; copy or export it again")
+    return checkpoint, {name: value.float() if value.dtype == torch.float16 else value for name, value in stored.items()}
+
+
+def _checked(checkpoint: Checkpoint) -> Checkpoint:
+    if checkpoint.format > FORMAT:
+        raise ValueError(f"its format is {checkpoint.format}, and this mamllit reads up to {FORMAT}: install a newer one")
+    for field in ("model", "data", "result"):
+        if not isinstance(getattr(checkpoint, field), dict):
+            raise TypeError(f"{field} is {getattr(checkpoint, field)!r:.50}; it must be a mapping")
+    return checkpoint
+
+
+def _digest(entries: Mapping[str, Any], stored: Mapping[str, Tensor]) -> str:
+    """SHA-256 of all that a file holds: its entries but the digest, and every tensor's name, type, shape and bytes."""
+    found = hashlib.sha256(json.dumps(entries, sort_keys=True).encode())
+    for name in sorted(stored):
+        value = stored[name].contiguous()
+        found.update(f"\0{name}\0{value.dtype}\0{list(value.shape)}\0".encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def _rounded(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in `dtype`; as it is where it has no fractions, or `dtype` cannot hold it: too large, or so small throughout
+    that few digits would be left."""
+    if not value.is_floating_point():
+        return value
+    rounded, exact = value.to(dtype), value.double()
+    largest = exact.abs().max() if exact.numel() else exact.new_zeros(())
+    holds = ((rounded.double() - exact).abs() <= torch.finfo(dtype).eps * largest).all()
+    return rounded if holds else value
 
 
 def write(path: Path, checkpoint: Checkpoint, tensors: Mapping[str, Tensor], limit: int = LIMIT) -> int:
@@ -129,8 +163,10 @@ def write(path: Path, checkpoint: Checkpoint, tensors: Mapping[str, Tensor], lim
         ValueError: for a file of more than `limit` bytes; nothing is written then.
     """
     dtype = getattr(torch, checkpoint.stored_as)
-    stored = {name: value.detach().cpu().to(dtype).contiguous().clone() for name, value in tensors.items()}
-    content = save(stored, {KEY: json.dumps(asdict(checkpoint), separators=(",", ":"))})
+    stored = {name: _rounded(value.detach().cpu(), dtype).contiguous().clone() for name, value in tensors.items()}
+    entries = json.loads(json.dumps(asdict(checkpoint)))  # as a reader finds them
+    entries["digest"] = _digest(entries, stored)
+    content = save(stored, {KEY: json.dumps(entries, separators=(",", ":"))})
     if len(content) > limit:
         raise ValueError(
             f"{path.name} would have {len(content):,} bytes, more than the limit of {limit:,}; store it as float16 "

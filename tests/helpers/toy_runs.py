@@ -63,7 +63,16 @@ def toy_result(steps: int = 30, **changes: Any) -> dict[str, Any]:
 
     def entry(split: str) -> dict[str, Any]:
         values = {"mean": [0.3, 0.812345678, 0.9, 0.95], "ci95": [0.01, 0.02, 0.03, 0.004]}
-        return {"protocol": "paper", "split": split, "shots": 1, "queries": 1, "episodes": 600, "median": [1.0], **values}
+        return {
+            "step": steps,
+            "protocol": "paper",
+            "split": split,
+            "shots": 1,
+            "queries": 1,
+            "episodes": 600,
+            "median": [1.0],
+            **values,
+        }
 
     return {
         "method": "MAML",

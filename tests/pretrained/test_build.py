@@ -1,18 +1,20 @@
 """Rebuilding a method from a checkpoint, and what a checkpoint may not do."""
 
 import copy
+import resource
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
-from toy_runs import toy_config, toy_method
+from toy_runs import BACKBONE, toy_config, toy_method
 
 from mamllit.core.episode import Examples
 from mamllit.methods import MAML
 from mamllit.objectives import Classification
 from mamllit.pretrained import load
-from mamllit.pretrained.build import build, fill
+from mamllit.pretrained.build import build, fill, rebuild
 from mamllit.pretrained.files import Checkpoint, write
 
 
@@ -130,3 +132,61 @@ def test_tensors_that_do_not_fit_are_all_listed() -> None:
         r"backbone\.head\.bias is",
     ):
         fill(toy_method(), Checkpoint("toy", {}, {}, {}), tensors)
+
+
+def hostile(**changes: object) -> dict:
+    method = copy.deepcopy(toy_config()["model"]["method"])
+    method["init_args"].update(changes)
+    return method
+
+
+def layers(count: int) -> dict:
+    layer = {"class_path": "torch.nn.TransformerEncoderLayer", "init_args": {"d_model": 8, "nhead": 2}}
+    return {"class_path": "torch.nn.TransformerEncoder", "init_args": {"encoder_layer": layer, "num_layers": count}}
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (method_with("torch.nn.Linear", in_features=100_000, out_features=100_000), r"a tensor \[100000, 100000\], and"),
+        (method_with("torch.nn.Linear", in_features=10**10, out_features=1), r"in_features is 10,000,000,000; a model"),
+        (method_with("mamllit.backbones.MLP", in_features=1, hidden=[40, 10**9], out_features=1), r"hidden is 1,000,000,000; "),
+        (hostile(backbone=layers(10**9)), r"num_layers is 1,000,000,000; a model that fills this file has no number above 10"),
+        (hostile(backbone=layers(90_000)), r"its configuration makes many more tensors than the file holds"),
+        (method_with("torch.nn.LSTM", input_size=1, hidden_size=2, num_layers=10**5), "makes many more tensors than the file"),
+        (hostile(inner_steps=-(10**9)), r"inner_steps is -1,000,000,000; "),
+    ],
+)  # fmt: skip
+def test_a_configuration_that_asks_for_more_than_the_file_holds_is_refused_at_once(
+    tmp_path: Path, method: dict, message: str
+) -> None:
+    path = written(tmp_path / "toy.safetensors", method)
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    with pytest.raises(ValueError, match=rf"^the model of toy is not made: .*{message}"):
+        load(path)
+    assert time.process_time() - start < 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+
+
+def test_what_torch_refuses_to_make_is_said_in_a_sentence(tmp_path: Path) -> None:
+    path = written(tmp_path / "toy.safetensors", method_with("torch.nn.Linear", in_features=-1, out_features=2))
+    with pytest.raises(ValueError, match=r"^the model of toy cannot be made: Trying to create tensor with negative dimension"):
+        load(path)
+
+
+def test_a_configuration_that_is_nested_too_deeply_is_refused() -> None:
+    config: list = []
+    for _ in range(2000):
+        config = [config]
+    with pytest.raises(ValueError, match=r"^the model of toy is not made: its configuration is nested too deeply"):
+        rebuild(Checkpoint("toy", {"method": hostile(frozen=config)}, {}, {}), {})
+
+
+def test_a_trusted_network_that_the_meta_device_does_not_know_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "numpynets.py").write_text(
+        "from mamllit.backbones import Conv4\nclass Net(Conv4):\n    def __init__(self, **arguments):\n"
+        "        super().__init__(**arguments)\n        self.scale = float(self.head.bias.detach().numpy().sum())\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    path = written(tmp_path / "toy.safetensors", method_with("numpynets.Net", **BACKBONE))
+    assert type(load(path, trusted=["numpynets"]).backbone).__name__ == "Net"

@@ -62,6 +62,20 @@ def test_the_best_checkpoint_needs_its_own_result(tmp_path: Path) -> None:
     assert torch.equal(tensors["backbone.head.weight"], weight * 0.5)
 
 
+def test_what_was_measured_at_another_step_is_left_out(tmp_path: Path) -> None:
+    """A fit of 22 steps with its test, continued to 60 without one."""
+    result = toy_result(steps=60)
+    result["results"]["paper"]["step"] = 22
+    result["results"]["old"] = {key: value for key, value in result["results"]["paper"].items() if key != "step"}
+    run = toy_run(tmp_path / "run", result=result, steps=60)
+    with pytest.warns(
+        UserWarning, match=r"^left out, for the checkpoint is of step 60: paper \(step 22\), old \(step unknown\); to"
+    ):
+        path = export(run)
+    assert read(path)[0].result["results"] == {}
+    assert read(path)[0].result["steps_done"] == 60
+
+
 def test_export_without_a_test_is_possible(tmp_path: Path) -> None:
     result = toy_result()
     del result["results"], result["commit"]

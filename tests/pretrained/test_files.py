@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from mamllit.pretrained import files
@@ -80,6 +81,70 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
         write(path, CHECKPOINT, tensors())
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_float16_leaves_alone_what_is_no_fraction_and_what_it_cannot_hold(tmp_path: Path) -> None:
+    kept = {
+        "count": torch.tensor(2**24 + 1),
+        "bytes": torch.tensor([3, 255], dtype=torch.uint8),
+        "mask": torch.tensor([True, False]),
+        "large": torch.tensor([1e5, 1.0]),
+        "small": torch.tensor([1.5e-7, -3e-8]),
+        "wide": torch.tensor([1e300], dtype=torch.float64),
+        "spoilt": torch.tensor([float("nan"), 1.0]),
+        "none": torch.zeros(0, 3),
+    }
+    weights = {**kept, "weight": torch.randn(50) / 100, "zero": torch.zeros(3)}
+    write(tmp_path / "half.safetensors", Checkpoint("toy", {}, {}, {}, stored_as="float16"), weights)
+    found = read(tmp_path / "half.safetensors")[1]
+    for name, value in kept.items():
+        assert found[name].dtype == value.dtype
+        torch.testing.assert_close(found[name], value, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(found["weight"], weights["weight"].half().float())
+    with safe_open(tmp_path / "half.safetensors", framework="pt") as file:
+        stored = {name: file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118 (no dict)
+    assert {name for name, dtype in stored.items() if dtype == torch.float16} == {"weight", "zero", "none"}
+    write(tmp_path / "whole.safetensors", CHECKPOINT, {"n": torch.tensor([2**24 + 1]), "w": torch.randn(2).double()})
+    assert {name: value.dtype for name, value in read(tmp_path / "whole.safetensors")[1].items()} == {
+        "n": torch.int64,
+        "w": torch.float32,
+    }
+
+
+@pytest.mark.parametrize("what", [b"weight", b"step", None])
+def test_one_flipped_bit_is_found(tmp_path: Path, what: bytes | None) -> None:
+    """In a tensor's name, in the metadata, and in a number."""
+    path = tmp_path / "toy.safetensors"
+    write(path, CHECKPOINT, tensors())
+    content = bytearray(path.read_bytes())
+    at = -2 if what is None else content.index(what)
+    content[at] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"toy\.safetensors has changed since it was written: its digest is another; copy or"):
+        read(path)
+
+
+def test_a_file_from_before_the_digest_is_read(tmp_path: Path) -> None:
+    entries = {"name": "old", "model": {}, "data": {}, "result": {}, "stored_as": "float32", "format": 1}
+    save_file({"w": torch.ones(2)}, tmp_path / "old.safetensors", {"mamllit": json.dumps(entries)})
+    assert read(tmp_path / "old.safetensors")[0] == Checkpoint("old", {}, {}, {}, format=1)
+    save_file({"w": torch.ones(2)}, tmp_path / "new.safetensors", {"mamllit": json.dumps({**entries, "format": 2})})
+    with pytest.raises(ValueError, match="its digest is another"):
+        read(tmp_path / "new.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "recursion"),
+        ("[1]", "cannot convert"),
+        ('{"name": "a", "model": [], "data": {}, "result": {}, "format": 1}', r"model is \[\]; it must be a mapping"),
+    ],
+)
+def test_metadata_of_another_form_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    save_file({"w": torch.ones(2)}, tmp_path / "odd.safetensors", {"mamllit": text})
+    with pytest.raises(ValueError, match=rf"(?s)odd\.safetensors: the metadata entry 'mamllit' cannot be used: .*{message}"):
+        read(tmp_path / "odd.safetensors")
 
 
 def test_names_are_found_in_the_package(folder: Path) -> None:
