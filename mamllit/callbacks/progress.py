@@ -1,11 +1,19 @@
 """A progress bar that counts meta-updates, and costs next to nothing in a step that takes a millisecond."""
 
 import sys
-from typing import Any
+import time
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
 from tqdm import tqdm  # type: ignore[import-untyped]
+
+from mamllit.data import EpisodicDataModule, EvaluationSet
+from mamllit.systems.episodic import EpisodicSystem
+
+LONG = 5.0  # seconds from which a test says how long it will take
 
 
 class StepProgressBar(ProgressBar):
@@ -24,6 +32,8 @@ class StepProgressBar(ProgressBar):
             raise ValueError(f"refresh is {refresh}; it must be >= 0 (0: no bar)")
         self.refresh = refresh
         self._bar: tqdm | None = None
+        self._left: list[int] = []  # batches of each evaluation set
+        self._began = 0.0
         self._enabled = refresh > 0
 
     def disable(self) -> None:
@@ -56,4 +66,75 @@ class StepProgressBar(ProgressBar):
             self._bar.close()
             self._bar = None
 
-    on_exception = lambda self, trainer, pl_module, exception: self.on_train_end(trainer, pl_module)  # noqa: E731
+    # ---- a test, and a validation by itself; those of a fit are short ----------------------------------------------
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._open_evaluation("meta-test", trainer, "test", trainer.num_test_batches)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._open_evaluation("meta-val", trainer, "val", trainer.num_val_batches)
+
+    def _open_evaluation(self, label: str, trainer: L.Trainer, split: Literal["val", "test"], most: Sequence[float]) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        self._left, self._began = [], time.monotonic()
+        if isinstance(data, EpisodicDataModule):  # Lightning does not know how long its loaders are
+            shares = [-(-evaluation.episodes // trainer.world_size) for evaluation in data.evaluation_sets(split)]
+            batches = [-(-share // data.eval_batch_size) for share in shares]
+            self._left = [int(min(pair)) for pair in zip(batches, most, strict=False)]
+        self._bar = self._open(label, sum(self._left) or None)
+
+    def on_test_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self._bar is None:
+            return
+        self._bar.update(1)
+        if self._bar.n == 1 and self._enabled and trainer.is_global_zero and isinstance(pl_module, EpisodicSystem):
+            self._announce(pl_module)
+
+    def _announce(self, learner: EpisodicSystem) -> None:
+        """How long it will take, after the first batch; those of the other sets take longer as their examples are more."""
+        work = [count * _examples(learner, e) for count, e in zip(self._left, learner.evaluation_sets, strict=False)]
+        if not work or not self._left[0]:
+            return
+        seconds = (time.monotonic() - self._began) * sum(work) / (work[0] / self._left[0])
+        if seconds >= LONG:
+            episodes = sum(evaluation.episodes for evaluation in learner.evaluation_sets)
+            about = f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} s"
+            print(f"{self._bar.desc if self._bar else ''}: {episodes:,} episodes, about {about}")
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self.on_test_batch_end(trainer, *args, **kwargs)
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self.on_test_epoch_end(trainer, pl_module)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.on_train_end(trainer, pl_module)
+        else:
+            self.on_test_epoch_end(trainer, pl_module)
+
+
+def _examples(learner: EpisodicSystem, evaluation: EvaluationSet) -> int:
+    """Forward passes through the network that an episode takes, in examples per class: an inner step counts as three."""
+    queries = sum(
+        evaluation.queries + (evaluation.shots if reading.batch_norm == "inductive" else 0)
+        for reading in learner.readings
+        if reading.evaluation == evaluation
+    )
+    return 3 * learner.eval_steps * evaluation.shots + (learner.eval_steps + 1) * queries

@@ -14,12 +14,15 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
 from rich.table import Table
 
 from mamllit.callbacks.start_from import StartFrom
 from mamllit.core.metrics import Summary
 from mamllit.runs import durable
+from mamllit.runs.checkpoint_io import read
 from mamllit.runs.logs import unharmed
 from mamllit.runs.provenance import commit, versions
 from mamllit.runs.stopping import own_checkpoints
@@ -49,15 +52,17 @@ class ResultWriter(L.Callback):
         self.published_ci95: Published = published_ci95 or {}
         self.table_steps = tuple(table_steps)
         self._fit: dict[str, Any] = {}
+        self._validated: dict[str, Any] = {}  # the entries of the last validation, which a resumed run may not repeat
         self._kept: Path | None = None  # where result.json is: elsewhere where the run directory could not be written
         self._clock, self._first_step, self._seconds_before = 0.0, 0, 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """Goes into every checkpoint, so that a resumed run knows how long its steps took."""
-        return {"seconds": self._seconds()}
+        """Goes into every checkpoint, so that a resumed run knows how long its steps took, and the last validation."""
+        return {"seconds": self._seconds(), **({"validated": self._validated} if self._validated else {})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._seconds_before = state_dict["seconds"]
+        self._validated = state_dict.get("validated", {})
 
     def _seconds(self) -> float:
         return self._seconds_before + (time.monotonic() - self._clock if self._clock else 0.0)
@@ -91,12 +96,23 @@ class ResultWriter(L.Callback):
             if isinstance(pl_module, EpisodicSystem):
                 self._write(trainer, pl_module, "fit")
 
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not isinstance(pl_module, EpisodicSystem) or trainer.sanity_checking:
+            return
+        self._validated = _entries(pl_module)
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._write(trainer, pl_module, "validate")
+            self._print(trainer, pl_module)
+
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not isinstance(pl_module, EpisodicSystem):
             return
         self._write(trainer, pl_module, "test")
+        self._print(trainer, pl_module)
+
+    def _print(self, trainer: L.Trainer, learner: EpisodicSystem) -> None:
         if trainer.is_global_zero:
-            Console(width=max(Console().width, 144)).print(self.table(pl_module))
+            Console(width=max(Console().width, 144)).print(self.table(learner))
             print(f"results: {self._kept or 'above, for they could not be written'}")
 
     # ---- the printed table ---------------------------------------------------------------------------------------
@@ -106,9 +122,10 @@ class ResultWriter(L.Callback):
         objective = learner.method.objective
         steps = [s for s in self.table_steps if s <= learner.eval_steps]
         batch_norm = "" if learner.transductive else " (no batch norm)"
-        title = f"{objective.metric_name} on meta-test after n gradient steps{batch_norm}"
+        split = f"meta-{learner.evaluation_sets[0].split}" if learner.evaluation_sets else "meta-test"
+        title = f"{objective.metric_name} on {split} after n gradient steps{batch_norm}"
         per_class = " per class" if objective.higher_is_better else ""
-        table = Table("meta-test episodes", "", *(f"{s} step{'s' * (s != 1)}" for s in steps), title=title)
+        table = Table(f"{split} episodes", "", *(f"{s} step{'s' * (s != 1)}" for s in steps), title=title)
         for evaluation in learner.evaluation_sets:
             own = [r for r in learner.readings if r.evaluation == evaluation and r.name in learner.summaries]
             rows = [row for reading in own for row in self._rows(learner, reading, steps)]
@@ -136,16 +153,15 @@ class ResultWriter(L.Callback):
     def _write(self, trainer: L.Trainer, learner: EpisodicSystem, stage: str) -> None:
         if not trainer.is_global_zero:
             return
-        folder = Path(trainer.default_root_dir)
+        folder, data = Path(trainer.default_root_dir), trainer.datamodule  # type: ignore[attr-defined]
         path = folder / "result.json"
-        before = self._kept or path
-        result = json.loads(before.read_text()) if before.exists() else {}
-        result |= {
+        result = _read(self._kept or path)
+        about = {
             "method": type(learner.method).__name__,
             "metric": learner.method.objective.metric_name,
             "transductive": learner.transductive,
             "steps_done": trainer.global_step if stage == "fit" else learner.trained_steps,
-            "seed": getattr(trainer.datamodule, "seed", None),  # type: ignore[attr-defined]
+            "seed": data.seed if getattr(data, "seeded", True) else None,
             "command": sys.argv,
             "commit": commit(),
             "versions": versions(),
@@ -155,9 +171,13 @@ class ResultWriter(L.Callback):
                 "device": str(learner.device),
             },
         }
+        if stage != "validate" or not result:  # what the fit and the test have left is about their weights
+            result |= about
         if stage == "fit":
             result["fit"] = self._fit
-        elif "fit" not in result and (origin := _origin(trainer)):  # a fit of no steps: what was tested is what it began with
+        elif (
+            stage == "test" and "fit" not in result and (origin := _origin(trainer))
+        ):  # a fit of no steps: what was tested is what it began with
             result["fit"] = origin
         if stage == "fit" and (best := best_checkpoint(trainer)):
             result["best_checkpoint"] = best
@@ -165,16 +185,15 @@ class ResultWriter(L.Callback):
                 if isinstance(logger, WandbLogger):
                     with unharmed(logger):
                         logger.experiment.summary["best_checkpoint"] = best
-        for reading in learner.readings:
-            if reading.name in learner.summaries:
-                result.setdefault("results", {})[reading.name] = _as_json(reading, learner.summaries[reading.name])
+        if entries := self._validated | _entries(learner) if stage == "fit" else _entries(learner):
+            result.setdefault("results", {}).update(entries)
         self._kept = durable.keep(path, json.dumps(result, indent=2))
         if stage == "test":
             header = ("set", "batch_norm", "episode", "steps", learner.method.objective.metric_name)
             text = io.StringIO(newline="")
             csv.writer(text).writerows([header, *self._episode_rows(learner)])
             durable.keep(folder / "episodes.csv", text.getvalue())
-            self._log_table(trainer, result)
+            self._log_table(trainer, learner)
 
     @staticmethod
     def _episode_rows(learner: EpisodicSystem) -> list[tuple[str, str, int, int, float]]:
@@ -188,13 +207,12 @@ class ResultWriter(L.Callback):
                 ]
         return rows
 
-    def _log_table(self, trainer: L.Trainer, result: dict[str, Any]) -> None:
+    def _log_table(self, trainer: L.Trainer, learner: EpisodicSystem) -> None:
         columns = ["set", "inner steps", "mean", "ci95", "median", "diverged", "episodes", "queries", "batch_norm"]
         data = [
             [name, steps, *(entry[field][steps] for field in ("mean", "ci95", "median", "diverged")),
              entry["episodes"], entry["queries"], entry["batch_norm"] or "none"]
-            for name, entry in result["results"].items()
-            if entry["split"] == "test"
+            for name, entry in _entries(learner).items()
             for steps in range(len(entry["mean"]))
         ]  # fmt: skip
         for logger in trainer.loggers:
@@ -214,8 +232,37 @@ def _with_interval(mean: float | None, ci95: float | None) -> str:
     return "" if mean is None else f"{mean:g}" + (f" ± {ci95:g}" if ci95 is not None else "")
 
 
-def _as_json(reading: Reading, summary: Summary) -> dict[str, Any]:
-    """One reading; a number that JSON cannot hold (inf, nan) becomes a string."""
+def _read(path: Path) -> dict[str, Any]:
+    """What an earlier session, or command, has left; a damaged file is put aside, and said."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or not isinstance(found.get("results", {}), dict):
+            raise ValueError("it holds something else than a result")
+        return found
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        aside = path.with_name("result_damaged.json")
+        try:
+            path.replace(aside)
+            kept = f"it is kept as {aside.name}, and a new one is written"
+        except OSError:
+            kept = "a new one is written"
+        rank_zero_warn(f"{path} cannot be read ({error}); {kept}")
+        return {}
+
+
+def _entries(learner: EpisodicSystem) -> dict[str, Any]:
+    """What the learner's last evaluation measured, by the readings' names."""
+    found = [reading for reading in learner.readings if reading.name in learner.summaries]
+    return {
+        reading.name: _as_json(reading, learner.summaries[reading.name], learner.measured_at.get(reading.name))
+        for reading in found
+    }
+
+
+def _as_json(reading: Reading, summary: Summary, step: int | None) -> dict[str, Any]:
+    """One reading of the weights after `step` steps; a number that JSON cannot hold (inf, nan) becomes a string."""
     evaluation = reading.evaluation
 
     def numbers(tensor: torch.Tensor) -> list[float | str]:
@@ -224,6 +271,7 @@ def _as_json(reading: Reading, summary: Summary) -> dict[str, Any]:
     return {
         "protocol": evaluation.protocol,
         "split": evaluation.split,
+        "step": step,
         "batch_norm": reading.batch_norm,
         "shots": evaluation.shots,
         "queries": evaluation.queries,
@@ -245,11 +293,13 @@ def best_checkpoint(trainer: L.Trainer) -> dict[str, Any] | None:
             if callback.best_model_path in failed or not Path(callback.best_model_path).exists():
                 return None
             path, folder = Path(callback.best_model_path), Path(trainer.default_root_dir).resolve()
-            assert callback.best_model_score is not None
+            checkpoint = read(path)
+            if callback.best_model_score is None or checkpoint is None:  # of a run that was moved; damaged
+                return None
             return {
                 "path": str(path.relative_to(folder) if path.is_relative_to(folder) else path),
                 "monitor": callback.monitor,
                 "score": _as_number(callback.best_model_score.item()),
-                "step": torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"],
+                "step": checkpoint["global_step"],
             }
     return None

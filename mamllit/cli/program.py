@@ -6,6 +6,7 @@ weights; and the commands of `mamllit.cli.commands`, which need no Trainer.
 """
 
 import json
+import os
 import sys
 import warnings
 from contextlib import ExitStack
@@ -28,8 +29,9 @@ from mamllit.cli import start
 from mamllit.cli.agreement import agree
 from mamllit.cli.assemble import check_written, equip, plugins, refuse_strategy
 from mamllit.cli.errors import DEBUG, Parser
+from mamllit.cli.quiet import quiet
 from mamllit.cli.run_directory import is_first_process
-from mamllit.cli.save_config import SaveConfig, seed_of
+from mamllit.cli.save_config import SaveConfig, seed_name, seed_of
 from mamllit.cli.start import Start
 from mamllit.data import EpisodicDataModule
 from mamllit.data.images import weights_meet
@@ -101,8 +103,10 @@ class MamllitCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        if seed_of(config) is None:
+            os.environ.pop("PL_GLOBAL_SEED", None)  # of an earlier run in this process
         fitting = self.subcommand == "fit"
-        if self.subcommand == "test":
+        if self.subcommand in ("test", "validate"):
             config.verbose = False  # ResultWriter prints the table; Lightning's has hundreds of rows
         if config.threads is not None:
             if config.threads < 1:
@@ -132,7 +136,7 @@ class MamllitCLI(LightningCLI):
 
     def _start(self, config: Namespace, fitting: bool) -> Start:
         asked = self.asked
-        name = config.run_name or f"seed_{seed_of(config)}{tracking.sweep_suffix()}"
+        name = config.run_name or f"{seed_name(config)}{tracking.sweep_suffix()}"
         root = Path(config.trainer.default_root_dir or "runs")
         self.pretrained = start.pretrained_file(asked, fitting)
         if fitting and not config.trainer.fast_dev_run:
@@ -256,6 +260,7 @@ def settings(file: Path) -> dict[str, Any]:
 def run(args: ArgsType = None) -> MamllitCLI:
     """Run the command line with `args` (default: the process's), as LightningCLI does; returns it with its trainer."""
     about = {name: {"description": f"mamllit {name}: {text}."} for name, text in TRAINER_COMMANDS.items()}
+    quiet()
     with ExitStack() as until_the_end:
         try:
             return _program(MamllitCLI, args, until_the_end, parser_kwargs={"description": "mamllit", **about})

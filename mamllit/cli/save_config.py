@@ -47,7 +47,14 @@ class SaveConfig(SaveConfigCallback):
         return tracking.describe(group, seed_of(self.config), file, before, resolved)
 
 
-def seed_of(config: Any) -> int:
-    """The seed that a configuration asks for; 0 where it leaves it open."""
+def seed_of(config: Any) -> int | None:
+    """The seed that a configuration asks for; 0 where it leaves it open, None where nothing is to be seeded."""
     seed = config.get("seed_everything")
+    if seed is False:
+        return None
     return 0 if seed is True or seed is None else int(seed)
+
+
+def seed_name(config: Any) -> str:
+    """How a run directory is named after the seed."""
+    return "unseeded" if (seed := seed_of(config)) is None else f"seed_{seed}"

@@ -5,10 +5,13 @@ device. Meta-batch s of training holds the episodes s*B to (s+1)*B of the train 
 contiguous share; an epoch, and a resumed run, begins at the meta-batch after the last one trained on.
 """
 
+import errno
 import os
+import pickle
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import lightning as L
@@ -41,6 +44,13 @@ class EvaluationSet:
     shots: int
     queries: int
     episodes: int
+
+    def measured(self, episodes: int) -> "EvaluationSet":
+        """This set as far as it was evaluated, with the number in the name where the Trainer's limits cut it short."""
+        if episodes == self.episodes or self.split == "val":  # a protocol's name promises its number of episodes
+            return replace(self, episodes=episodes)
+        label = f"{self.protocol.partition('[')[0]}[{episodes}]"
+        return replace(self, name=self.name.replace(self.protocol, label, 1), protocol=label, episodes=episodes)
 
 
 def test_episodes_of(asked: TestEpisodes) -> Mapping[Protocol, int]:
@@ -121,6 +131,11 @@ class EpisodicDataModule(L.LightningDataModule, ABC):
         """The seed of the training episodes."""
         return self._seed if self._seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
+    @property
+    def seeded(self) -> bool:
+        """Whether a seed was given, for the episodes or by `seed_everything`; without one they are those of seed 0."""
+        return self._seed is not None or "PL_GLOBAL_SEED" in os.environ
+
     @abstractmethod
     def draw(self, seed: int, split: str, shots: int, queries: int, first: int, count: int) -> Any:
         """Numbers for the episodes `first` to `first + count` of a stream: a tuple of tensors, on the CPU."""
@@ -191,7 +206,7 @@ class EpisodicDataModule(L.LightningDataModule, ABC):
 
     def _training_loader(self, draw: Callable[[int], Any]) -> DataLoader:
         """Endless draws, from the batch that the training has reached."""
-        return self._loader(_Draws(draw, self._trained_on, None), _Resumable)
+        return self._loader(_Draws(draw, self._trained_on, None), _Stream)
 
     def _trained_on(self) -> int:
         """Meta-batches of the train stream that lie behind the run: in all epochs and sessions, whatever a step accumulates.
@@ -229,11 +244,11 @@ class EpisodicDataModule(L.LightningDataModule, ABC):
     def test_dataloader(self) -> list[DataLoader]:
         return self._evaluation_loaders("test")
 
-    def _loader(self, draws: "_Draws", kind: type[DataLoader] = DataLoader) -> DataLoader:
+    def _loader(self, draws: "_Draws", kind: type["_Loader"] | None = None) -> DataLoader:
         workers = self.num_workers
         # fork keeps `draw`, a closure over this module, out of a pickle; the workers only call numpy
         context = "fork" if workers else None
-        return kind(draws, batch_size=None, num_workers=workers, multiprocessing_context=context)
+        return (kind or _Loader)(draws, batch_size=None, num_workers=workers, multiprocessing_context=context)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         if device.type == "cpu":
@@ -248,7 +263,8 @@ class EpisodicDataModule(L.LightningDataModule, ABC):
 class _Draws(IterableDataset):
     """Draws number `start()`, `start() + 1`, ..., split over the workers so that they come back in order.
 
-    `start` is asked at the beginning of each iteration, that is of each epoch; a worker is a fork made then.
+    `start` is asked at the beginning of each iteration, that is of each epoch; a worker is a fork made then, and sends bytes:
+    tensors would go through /dev/shm, and where that is full, wait for ever.
     An IterableDataset, because Lightning puts no sampler of its own on one: the ranks' shares are already in `draw`.
     """
 
@@ -260,11 +276,29 @@ class _Draws(IterableDataset):
         number, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
         start = self.start()
         while self.length is None or number < self.length:
-            yield self.draw(start + number)
+            drawn = self.draw(start + number)
+            yield drawn if worker is None else pickle.dumps(drawn)
             number += stride
 
 
-class _Resumable(DataLoader):
+class _Loader(DataLoader):
+    """Opens what the workers of `_Draws` send."""
+
+    def __iter__(self) -> Any:
+        try:
+            items = super().__iter__()
+        except OSError as error:
+            if error.errno != errno.ENOSPC or not self.num_workers:
+                raise
+            free = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else 0
+            raise OSError(
+                f"num_workers is {self.num_workers}, and there is no room in /dev/shm ({free:,} bytes are free) for the "
+                "locks of these processes: make room there, or draw the episodes without processes (--data.num_workers 0)"
+            ) from error
+        return (pickle.loads(item) for item in items) if self.num_workers else items
+
+
+class _Stream(_Loader):
     """Says to Lightning, which warns otherwise, that a run may be resumed within an epoch: see `_trained_on`."""
 
     def state_dict(self) -> dict[str, Any]:

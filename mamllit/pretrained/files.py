@@ -116,6 +116,8 @@ def read(name_or_path: str | Path) -> tuple[Checkpoint, dict[str, Tensor]]:
         raise ValueError(f"{path} has no metadata entry {KEY!r}: it was not written by `mamllit export`")
     try:
         entries = dict(json.loads(metadata[KEY]))
+        if entries["format"] > FORMAT:
+            raise ValueError(f"its format is {entries['format']}, and this mamllit reads up to {FORMAT}: install a newer one")
         digest = entries.pop("digest", None)
         checkpoint = _checked(Checkpoint(**entries))
         same = digest == _digest(entries, stored)
@@ -127,8 +129,6 @@ def read(name_or_path: str | Path) -> tuple[Checkpoint, dict[str, Tensor]]:
 
 
 def _checked(checkpoint: Checkpoint) -> Checkpoint:
-    if checkpoint.format > FORMAT:
-        raise ValueError(f"its format is {checkpoint.format}, and this mamllit reads up to {FORMAT}: install a newer one")
     for field in ("model", "data", "result"):
         if not isinstance(getattr(checkpoint, field), dict):
             raise TypeError(f"{field} is {getattr(checkpoint, field)!r:.50}; it must be a mapping")

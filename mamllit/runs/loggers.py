@@ -9,7 +9,7 @@ from jsonargparse import Namespace
 from mamllit.runs import tracking
 
 
-def of_run(config: Any, run: Path, seed: int) -> Any:
+def of_run(config: Any, run: Path, seed: int | None) -> Any:
     """The loggers of the configuration, writing into the run directory; W&B in the mode asked for, named after the run."""
     loggers, wandb = config.trainer.logger, wandb_mode(config.wandb)
     if not isinstance(loggers, list | Namespace):  # a bool or None: Lightning's own choice
@@ -51,7 +51,7 @@ def wandb_entries(loggers: Any) -> list[Any]:
     return [entry for entry in entries if isinstance(entry, Namespace) and entry.class_path.endswith("WandbLogger")]
 
 
-def _identify(arguments: Namespace, run: Path, config: Any, seed: int) -> None:
+def _identify(arguments: Namespace, run: Path, config: Any, seed: int | None) -> None:
     """Names the W&B run after the run directory: its id too, so that a resumed run and a later test go on in it."""
     group = arguments.get("group") or ""
     own = {

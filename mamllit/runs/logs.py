@@ -4,11 +4,13 @@ import csv
 import io
 import os
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import wandb
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
@@ -17,6 +19,9 @@ from wandb.errors import AuthenticationError, CommError, UsageError
 
 from mamllit.runs import durable
 
+# the step and the names of what a logger got early
+EARLY: weakref.WeakKeyDictionary[Logger, tuple[int, frozenset[str]]] = weakref.WeakKeyDictionary()
+EARLY_ABLE: weakref.WeakSet[Logger] = weakref.WeakSet()  # those that leave a row out which they have already
 GUARDED = ("log_metrics", "log_hyperparams", "save", "finalize", "after_save_checkpoint")
 
 
@@ -31,6 +36,7 @@ class SturdyWandbLogger(WandbLogger):
         Raises:
             AuthenticationError: where there is no key, or the server answers that it does not know it.
         """
+        self._wandb_init.pop("anonymous", None)  # which W&B warns of, though it is not set
         try:
             return super().experiment
         except (AuthenticationError, UsageError) as error:
@@ -55,6 +61,7 @@ def keep_going(loggers: list[Logger]) -> None:
         if type(logger) is WandbLogger:  # by now, for jsonargparse knows the arguments of Lightning's class only
             logger.__class__ = SturdyWandbLogger
         said: set[str] = set()
+        EARLY_ABLE.add(logger)
         for name in GUARDED:
             if hasattr(type(logger), name):
                 setattr(logger, name, _guarded(logger, name, said))
@@ -74,11 +81,42 @@ def unharmed(logger: Logger, said: set[str] | None = None) -> Iterator[None]:
             warnings.warn(f"{kind} cannot log ({problem}); the run goes on, and its result files do not need it", stacklevel=4)
 
 
+def log_early(trainer: L.Trainer) -> None:
+    """Give the loggers the training values of the step under way now, before a checkpoint of it is written.
+
+    Lightning does so after the step's hooks, one of which writes the checkpoint: a kill between the two would lose the row, for
+    the resumed run begins with the next step. When it comes, what is here already is left out.
+    """
+    step, loop = trainer.global_step - 1, trainer.fit_loop
+    progress = loop.epoch_loop.batch_progress
+    within = progress.total.processed > progress.total.completed
+    batch = progress.current.ready
+    stepped = trainer.is_last_batch or batch == trainer.num_training_batches or batch % trainer.accumulate_grad_batches == 0
+    if not within or not stepped or (step + 1) % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        return
+    values = {name: float(value) for name, value in trainer.logged_metrics.items() if name.startswith("train")}
+    for logger in trainer.loggers:
+        if values and logger in EARLY_ABLE and EARLY.get(logger, (None,))[0] != step:
+            logger.log_metrics({**values, "epoch": trainer.current_epoch}, step)
+            EARLY[logger] = step, frozenset(values)
+
+
+def _without_early(logger: Logger, metrics: Any, step: int | None) -> dict[str, Any]:
+    at, names = EARLY.get(logger, (None, frozenset()))
+    return {name: value for name, value in metrics.items() if at is None or at != step or name not in names}
+
+
 def _guarded(logger: Logger, name: str, said: set[str]) -> Callable:
     method = getattr(logger, name)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         returned = None
+        if name == "log_metrics":
+            given = dict(zip(("metrics", "step"), args, strict=False)) | kwargs
+            left = _without_early(logger, given["metrics"], given.get("step"))
+            if len(left) < len(given["metrics"]) and not set(left) - {"epoch"}:
+                return None
+            args, kwargs = (), {**given, "metrics": left}
         with unharmed(logger, said):
             if isinstance(logger, CSVLogger) and isinstance(logger.experiment, ExperimentWriter):
                 logger.experiment.save = _whole_rows(logger.experiment)  # type: ignore[method-assign]

@@ -15,8 +15,11 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
+from mamllit.runs.logs import log_early
+
 # Windows has no SIGUSR1
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
+PATHS = ("best_model_path", "last_model_path", "kth_best_model_path")  # in the state of a ModelCheckpoint
 
 
 class Stopped(Exception):
@@ -41,6 +44,7 @@ class CleanStop(L.Callback):
         self.signal: int | None = None
         self.last, self.trained = last, False
         self._validated_at = -1
+        self._fitted = False
         self._owed = False  # the checkpoint was written before the validation of its step
 
     def state_dict(self) -> dict[str, Any]:
@@ -77,6 +81,9 @@ class CleanStop(L.Callback):
             trainer.fit_loop.epoch_loop.val_loop.run()
             trainer.training = True
 
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._fitted = True
+
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         self.trained = True
         stop = self._asked(trainer)
@@ -103,9 +110,14 @@ class CleanStop(L.Callback):
     def _stop(self, trainer: L.Trainer) -> None:
         number = self.signal or signal.SIGTERM  # of another rank
         if trainer.state.fn != TrainerFn.FITTING:
+            if self._fitted:
+                raise Stopped(
+                    number,
+                    f"during the test after the fit; the training is complete, and its weights are {last_checkpoint(trainer)}: "
+                    "measure them with `mamllit test` and the same configuration",
+                )
             raise Stopped(number, "during the evaluation; nothing was to be saved: run the command again")
-        if not trainer.validating:  # Lightning logs a step's values after this hook, which is not left in the ordinary way
-            trainer._logger_connector.update_train_step_metrics()
+        log_early(trainer)
         for logger in trainer.loggers:
             logger.save()
         path = last_checkpoint(trainer)
@@ -115,11 +127,14 @@ class CleanStop(L.Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["validation_due"] = trainer.state.fn == TrainerFn.FITTING and self._due(trainer)
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.validating:
+            log_early(trainer)
         for logger in trainer.loggers:
             logger.save()
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         self._owed = bool(checkpoint.get("validation_due")) and trainer.state.fn == TrainerFn.FITTING
+        follow(trainer, checkpoint)
 
     # ---- evaluation ----------------------------------------------------------------------------------------------
 
@@ -130,6 +145,32 @@ class CleanStop(L.Callback):
     def on_test_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         if self.signal is not None and trainer.world_size == 1:
             self._stop(trainer)
+
+
+def follow(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
+    """Where a run directory was moved, let the checkpoint's record of the best models speak of the files in the new place.
+
+    Lightning would forget how good the best was, and keep a path that leads nowhere, or into another run.
+    """
+    for callback in trainer.checkpoint_callbacks:
+        state = checkpoint.get("callbacks", {}).get(callback.state_key)
+        if not isinstance(callback, ModelCheckpoint) or not state or not callback.dirpath or "dirpath" not in state:
+            continue
+        if state["dirpath"] == callback.dirpath:
+            continue
+        here = Path(callback.dirpath)
+        moved = {path: str(here / Path(path).name) for path in [*state["best_k_models"], *_paths(state)] if path}
+        moved = {old: new for old, new in moved.items() if Path(new).exists()}
+        state["dirpath"] = callback.dirpath
+        state["best_k_models"] = {moved[old]: score for old, score in state["best_k_models"].items() if old in moved}
+        for name in PATHS:
+            state[name] = moved.get(state.get(name, ""), "")
+        if not state["best_model_path"]:
+            state["best_model_score"] = None
+
+
+def _paths(state: dict[str, Any]) -> list[str]:
+    return [state.get(name, "") for name in PATHS]
 
 
 def last_checkpoint(trainer: L.Trainer) -> Path:

@@ -7,6 +7,7 @@ table (the folder), the cell (the file), the seed, and every setting that is not
 import os
 import re
 import secrets
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,12 @@ def run_id(run: Path) -> str:
     if asked := os.environ.get("WANDB_RUN_ID"):
         return asked
     path = run / ID_FILE
-    if path.exists() and (known := path.read_text().strip()):
-        return known
+    if path.exists():
+        known = path.read_bytes().decode(errors="replace").strip()
+        if re.fullmatch(r"[\w-]{1,64}", known, re.ASCII):
+            return known
+        if known:
+            warnings.warn(f"{path} holds {known!r:.80}, which is no id of W&B; the run gets a new one", stacklevel=2)
     made = secrets.token_hex(4)
     if getattr(rank_zero_only, "rank", 0) == 0:  # the other ranks log nothing
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,13 +59,13 @@ def sweep_suffix() -> str:
     return f"_{os.environ.get('WANDB_RUN_ID')}" if "WANDB_SWEEP_ID" in os.environ else ""
 
 
-def tags(method: Mapping[str, Any], data: Mapping[str, Any], seed: int) -> list[str]:
+def tags(method: Mapping[str, Any], data: Mapping[str, Any], seed: int | None) -> list[str]:
     """Words to filter by: method, data set, ways, shots, seed; `method` and `data` are their configurations."""
     init, own = data.get("init_args") or {}, method.get("init_args") or {}
     words = [_name(method), _name(data).removesuffix("DataModule")]
     words += [f"{init[key]}-{word}" for key, word in (("ways", "way"), ("shots", "shot")) if init.get(key) is not None]
     words += ["first order"] if own.get("first_order") else []
-    return [*words, f"seed {seed}"]
+    return [*words, "no seed" if seed is None else f"seed {seed}"]
 
 
 def _name(config: Mapping[str, Any]) -> str:
@@ -114,7 +119,7 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def describe(
-    group: str, seed: int, file: Path | None, before: Mapping[str, Any] | None, now: Mapping[str, Any]
+    group: str, seed: int | None, file: Path | None, before: Mapping[str, Any] | None, now: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What goes into the tracker's configuration under "experiment", to group and filter by.
 

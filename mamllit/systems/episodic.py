@@ -10,6 +10,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from mamllit.core.episode import EpisodeBatch
@@ -23,6 +24,7 @@ from mamllit.engine.meta_gradient import Execution
 from mamllit.engine.trial import company
 from mamllit.methods import Method
 from mamllit.systems.reading import Reading, readings_of
+from mamllit.systems.resuming import check_resumable, obey, optimizer_settings, resumed_settings, schedule_settings
 
 
 class EpisodicSystem(L.LightningModule):
@@ -42,7 +44,8 @@ class EpisodicSystem(L.LightningModule):
             batch norm has one reading in any case. Validation is transductive, as meta-training is.
         execution: how the episodes of a batch run: "auto", "vmap", "loop", or a chunk size (see `mamllit.engine`).
 
-    After an evaluation, `readings` lists what was measured, and `summaries` and `per_episode` hold it by the reading's name.
+    After an evaluation, `readings` lists what was measured, and `summaries`, `per_episode` and `measured_at` (the step of the
+    weights) hold it by the reading's name.
 
     Raises:
         ValueError: for numbers out of bounds; at `setup`, when the data's ways differ from the network's outputs.
@@ -79,6 +82,9 @@ class EpisodicSystem(L.LightningModule):
         self.readings: list[Reading] = []
         self.summaries: dict[str, Summary] = {}
         self.per_episode: dict[str, tuple[Tensor, Tensor]] = {}
+        self.measured_at: dict[str, int] = {}
+        self.optimizer_settings: dict[str, Any] | None = None
+        self._resumed_settings: dict[str, Any] | None = None  # of the checkpoint that a fit goes on from
         self.trained_steps = 0
         self.skipped_steps = 0  # updates that were left out, see `MetaLearner`
         self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
@@ -100,9 +106,13 @@ class EpisodicSystem(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self._optimizer(self.optimized())
-        if self._lr_scheduler is None:
+        unscheduled = optimizer_settings(optimizer)
+        scheduler = None if self._lr_scheduler is None else self._lr_scheduler(optimizer)
+        self.optimizer_settings = unscheduled | schedule_settings(optimizer, scheduler)
+        if self._resumed_settings is not None:
+            check_resumable(self._resumed_settings, self.optimizer_settings)
+        if scheduler is None:
             return optimizer
-        scheduler = self._lr_scheduler(optimizer)
         settings: dict[str, Any] = {"scheduler": scheduler, "interval": "step"}
         if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             settings |= self._watched(scheduler)
@@ -125,20 +135,33 @@ class EpisodicSystem(L.LightningModule):
         # else the loggers get the last value again at every step
         self.trainer.log_every_n_steps = self.log_every  # type: ignore[attr-defined]
 
+    def on_train_start(self) -> None:
+        if self._resumed_settings is not None and self.optimizer_settings is not None:
+            obey(self.trainer, self._resumed_settings, self.optimizer_settings, self._lr_scheduler)
+            self._resumed_settings = None
+
     def on_train_end(self) -> None:
         self.trained_steps = self.global_step
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.trained_steps = checkpoint["global_step"]
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self._resumed_settings = resumed_settings(checkpoint)
         weights_meet(self.data, checkpoint, "the checkpoint")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if isinstance(data := self.data, ImageDataModule):
             checkpoint["preparation"] = data.preparation.as_dict()
-        # Lightning saves before it has counted the step, and makes up for that when it resumes; a save after the last step has
-        # counted it, and a resumed run would log one step late
-        if steps := checkpoint["global_step"]:
-            checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"] = steps - 1
+        checkpoint["optimizer_settings"] = self.optimizer_settings
+        # Within a step Lightning saves before it has counted the step, and makes up for that when it resumes; saved after a
+        # validation or the last step, it would log the steps to come one early
+        loop = checkpoint["loops"]["fit_loop"]
+        progress = loop["epoch_loop.batch_progress"]
+        ready, total = progress["current"]["ready"], progress["total"]
+        last = progress["is_last_batch"] or ready == self.trainer.num_training_batches
+        stepped = last or ready % self.trainer.accumulate_grad_batches == 0
+        uncounted = stepped and total["processed"] > total["completed"]
+        loop["epoch_loop.state_dict"]["_batches_that_stepped"] = checkpoint["global_step"] - int(uncounted)
 
     # ---- evaluation ----------------------------------------------------------------------------------------------
 
@@ -197,6 +220,9 @@ class EpisodicSystem(L.LightningModule):
                 f"{own} evaluates on the fixed episodes of an EpisodicDataModule, but the Trainer has {data!r}; "
                 "pass datamodule=..., a subclass of mamllit.data.EpisodicDataModule"
             )
+        if self.trainer.state.fn != TrainerFn.FITTING and self.trainer.global_step == 0:  # no fit in this process: log at the
+            counts = {"_batches_that_stepped": self.trained_steps}  # step of the checkpoint, not at 0
+            self.trainer.fit_loop.epoch_loop.on_load_checkpoint(counts)
         self.evaluation_sets = data.evaluation_sets(split)
         asked = self.batch_norm if split == "test" else BATCH_NORMS[:1]
         self._find_company(data)
@@ -211,11 +237,22 @@ class EpisodicSystem(L.LightningModule):
             self._metrics[reading.name].update(batch.number, values[reading.way])
 
     def _finish_evaluation(self, split: Literal["val", "test"]) -> None:
+        asked, self.readings, self.evaluation_sets = self.readings, [], []
+        if self.trainer.sanity_checking:  # of weights that are not trained yet, on a part of the episodes
+            return
         metric_name = self.method.objective.metric_name
-        for name, metric in self._metrics.items():
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        for reading in asked:
+            metric = self._metrics[reading.name]
             summary: Summary = metric.summary()
+            measured = reading.measured(summary.episodes)
+            self.readings.append(measured)
+            if measured.evaluation not in self.evaluation_sets:
+                self.evaluation_sets.append(measured.evaluation)
+            name = measured.name
             self.summaries[name] = summary
             self.per_episode[name] = metric.ordered
+            self.measured_at[name] = self.global_step if fitting else self.trained_steps
             prefix = f"{split}/{name}/" if split == "test" else f"{split}/"
             values = {}
             for steps in range(len(summary.mean)):

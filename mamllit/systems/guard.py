@@ -101,6 +101,7 @@ def roll_back(checkpoint: dict[str, Any]) -> None:
         progress = loop["epoch_loop.batch_progress"][counts]
         done = progress["completed"]
         progress.update(ready=done, started=done, processed=done, completed=done - 1)
+    loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
 
 
 def _listed(items: list[Any]) -> str:

@@ -18,6 +18,10 @@ class Reading(NamedTuple):
         """What it is called in tables, files and loggers: "paper" (transductive, as published), "paper/inductive"."""
         return f"{self.evaluation.name}/inductive" if self.batch_norm == "inductive" else self.evaluation.name
 
+    def measured(self, episodes: int) -> "Reading":
+        """The reading under the name of what was measured, see `EvaluationSet.measured`."""
+        return self._replace(evaluation=self.evaluation.measured(episodes))
+
     @property
     def way(self) -> BatchNorm:
         """How to predict; without batch norm both ways are the same, and this is the cheaper one."""

@@ -1,6 +1,7 @@
 """The progress bar under a real Trainer, with a stand-in for tqdm that remembers what it was told."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -13,6 +14,7 @@ from mamllit.data import SineDataModule
 from mamllit.methods import MAML
 from mamllit.objectives import Regression
 from mamllit.systems import MetaLearner
+from mamllit.systems.reading import readings_of
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -139,3 +141,34 @@ def test_enable_after_disable_shows_the_bar_again(bars: list[Bar]) -> None:
 def test_a_negative_refresh_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^refresh is -1; it must be >= 0 \(0: no bar\)$"):
         StepProgressBar(refresh=-1)
+
+
+def test_a_test_and_a_validation_have_a_bar_and_those_of_a_fit_none(bars: list[Bar]) -> None:
+    trainer = fit(4, StepProgressBar())
+    data = SineDataModule(meta_batch_size=2, seed=0, val_episodes=6, test_episodes=6, eval_batch_size=3, test_shots=[5])
+    for evaluate in (trainer.test, trainer.validate):
+        evaluate(trainer.lightning_module, datamodule=data, verbose=False)
+    assert [(bar.desc, bar.total, bar.n, bar.closed) for bar in bars] == [
+        ("meta-training", 4, 4, True),
+        ("meta-test", 4, 4, True),  # two protocols of two batches
+        ("meta-val", 2, 2, True),
+    ]
+
+
+def test_a_long_test_says_how_long_it_will_take(
+    bars: list[Bar], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first batch takes 10 s. An episode of "paper" costs 3 x 1 x 5 + 2 x 5 = 25, of "standard" 15 + 2 x 100 = 215."""
+    now = iter([0.0, 10.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now, 1000.0))
+    callback = StepProgressBar()
+    learner = MetaLearner(MAML(MLP(1, [4], 1), Regression(), 0.01, 1, "sum_over_shots"), eval_steps=1)
+    data = SineDataModule(seed=0, test_episodes=6, eval_batch_size=3, test_shots=[5])
+    learner.evaluation_sets = data.evaluation_sets("test")
+    learner.readings = readings_of(learner.evaluation_sets, (None,))
+    trainer: Any = SimpleNamespace(num_test_batches=[2, 2], is_global_zero=True, world_size=1, datamodule=data)
+    callback.on_test_start(trainer, learner)
+    callback.on_test_batch_end(trainer, learner, None, None, 0)
+    callback.on_test_batch_end(trainer, learner, None, None, 1)
+    assert capsys.readouterr().out == "meta-test: 12 episodes, about 3 minutes\n"  # 20 s and 172 s
+    assert bars[0].n == 2

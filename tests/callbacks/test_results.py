@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 
 from mamllit.backbones import MLP, Conv4
@@ -51,6 +52,7 @@ def learner() -> MetaLearner:
         "standard/5-shot": (torch.tensor([0, 1]), rows + 1),
     }
     learner.trained_steps = 700
+    learner.measured_at = {"val": 600, "paper/5-shot": 700, "standard/5-shot": 700}
     return learner
 
 
@@ -101,6 +103,7 @@ def test_result_json_holds_the_measured_sets_and_writes_inf_and_nan_as_words(lea
     assert written["results"]["paper/5-shot"] == {
         "protocol": "paper",
         "split": "test",
+        "step": 700,
         "batch_norm": None,
         "shots": 5,
         "queries": 5,
@@ -147,6 +150,70 @@ def test_a_later_test_adds_to_what_the_fit_wrote(learner: MetaLearner, tmp_path:
     assert set(both["results"]) == {"val", "paper/5-shot", "standard/5-shot"}
     assert both["fit"] == fit["fit"]
     assert both["steps_done"] == 700
+
+
+def test_the_last_validation_goes_with_the_checkpoint(learner: MetaLearner, tmp_path: Path) -> None:
+    """Of a run that is killed after a validation, and does not come to another one when it is resumed."""
+    first, second = ResultWriter(), ResultWriter()
+    learner.readings = readings_of([EvaluationSet("val", "paper", "val", 10, 10, 2)], (None,))
+    fitting = trainer(tmp_path, sanity_checking=False, state=SimpleNamespace(fn=TrainerFn.FITTING))
+    first.on_validation_end(fitting, learner)
+    assert not (tmp_path / "result.json").exists()
+    second.load_state_dict(first.state_dict())
+    learner.readings, learner.summaries = [], {}
+    second.on_train_start(fitting, learner)
+    second.on_train_end(fitting, learner)
+    (entry,) = result(tmp_path)["results"].values()
+    assert (entry["split"], entry["step"], entry["mean"]) == ("val", 600, [9.0, 9.0, 9.0])
+    ResultWriter().load_state_dict({"seconds": 1.0})  # of an older checkpoint
+
+
+def test_a_validation_by_itself_prints_our_table_and_leaves_the_rest_of_the_result(
+    learner: MetaLearner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ResultWriter().on_test_end(trainer(tmp_path), learner)
+    before = result(tmp_path)
+    learner.evaluation_sets = [EvaluationSet("val", "paper", "val", 10, 10, 2)]
+    learner.readings, learner.trained_steps = readings_of(learner.evaluation_sets, (None,)), 600
+    capsys.readouterr()
+    validating = trainer(tmp_path, sanity_checking=False, state=SimpleNamespace(fn=TrainerFn.VALIDATING))
+    ResultWriter().on_validation_end(validating, learner)
+    printed_text = capsys.readouterr().out
+    assert "mse on meta-val after n gradient steps (no batch norm)" in printed_text
+    assert "meta-val episodes" in printed_text
+    after = result(tmp_path)
+    assert after["results"].pop("val")["step"] == 600
+    assert after == before
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"results": []}', "[" * 100_000, b"\xff\xfe"])
+def test_a_damaged_result_is_put_aside(learner: MetaLearner, tmp_path: Path, text: str | bytes) -> None:
+    content = text.encode() if isinstance(text, str) else text
+    (tmp_path / "result.json").write_bytes(content)
+    with pytest.warns(
+        UserWarning, match=r"result\.json cannot be read \(.*\); it is kept as result_damaged\.json, and a new one is"
+    ):
+        ResultWriter().on_test_end(trainer(tmp_path), learner)
+    assert result(tmp_path)["steps_done"] == 700
+    assert (tmp_path / "result_damaged.json").read_bytes() == content
+
+
+@pytest.mark.parametrize("seeded", [True, False])
+def test_a_run_without_a_seed_says_so(learner: MetaLearner, tmp_path: Path, seeded: bool) -> None:
+    ResultWriter().on_test_end(trainer(tmp_path, datamodule=SimpleNamespace(seed=0, seeded=seeded)), learner)
+    assert result(tmp_path)["seed"] == (0 if seeded else None)
+
+
+def test_without_the_score_of_a_run_that_was_moved_no_best_checkpoint_is_named(learner: MetaLearner, tmp_path: Path) -> None:
+    torch.save({"global_step": 640}, tmp_path / "best.ckpt")
+    best = ModelCheckpoint(monitor="val/mse")
+    best.best_model_path = str(tmp_path / "best.ckpt")
+    ResultWriter().on_train_end(trainer(tmp_path, checkpoint_callbacks=[best]), learner)
+    assert "best_checkpoint" not in result(tmp_path)
+    best.best_model_score = torch.tensor(0.5)
+    (tmp_path / "best.ckpt").write_bytes(b"PK")
+    ResultWriter().on_train_end(trainer(tmp_path, checkpoint_callbacks=[best]), learner)
+    assert "best_checkpoint" not in result(tmp_path)
 
 
 def test_only_the_first_rank_writes_and_prints(

@@ -1,11 +1,13 @@
 """The training episodes of a run with epochs: new in every epoch, and after any stop those that the unbroken run has."""
 
+import errno
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 from short_fits import make_data, make_method, make_trainer
+from torch.utils.data import DataLoader
 
 from mamllit.systems import MetaLearner
 
@@ -70,3 +72,24 @@ def test_loaders_made_anew_in_every_epoch_go_on() -> None:
 
 def test_overfitting_repeats_the_same_episodes() -> None:
     assert fit(Seen(), overfit_batches=2, limit_train_batches=None, max_epochs=2, limit_val_batches=0) == [0, 4, 0, 4]
+
+
+def test_workers_send_bytes_which_need_no_shared_memory() -> None:
+    """Tensors go through /dev/shm, and a worker that finds no room there waits without a word."""
+    loader = make_data(num_workers=1).train_dataloader()
+    assert isinstance(next(DataLoader.__iter__(loader)), bytes)
+    assert next(iter(loader)).number.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_no_room_for_the_workers_locks_is_said(monkeypatch: pytest.MonkeyPatch, split: str) -> None:
+    def full(_: DataLoader) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    data = make_data(num_workers=2)
+    loader = data.train_dataloader() if split == "train" else data.test_dataloader()[0]
+    monkeypatch.setattr(DataLoader, "__iter__", full)
+    with pytest.raises(
+        OSError, match=r"^num_workers is 2, and there is no room in /dev/shm \([\d,]+ bytes are free\) for the locks"
+    ):
+        iter(loader)

@@ -196,7 +196,7 @@ def test_a_file_from_elsewhere_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("metadata", "problem"),
     [
-        ({"format": 2}, "its format is 2, and this mamllit reads up to 1: install a newer one"),
+        ({"format": 3}, "its format is 3, and this mamllit reads up to 2: install a newer one"),
         ({"format": 1}, "missing 4 required positional arguments"),
         ({"name": "a"}, "'format'"),
         (None, "Expecting value"),

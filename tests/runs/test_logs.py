@@ -4,11 +4,15 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 from lightning.pytorch.loggers import CSVLogger
+from short_fits import make_data, make_method, make_trainer
 
+from mamllit.callbacks import CleanStop
 from mamllit.runs import durable
 from mamllit.runs.logs import keep_going
+from mamllit.systems import MetaLearner
 
 
 def rows(logger: CSVLogger) -> list[dict[str, str]]:
@@ -54,3 +58,61 @@ def test_a_server_that_is_gone_is_said_once(recwarn: pytest.WarningsRecorder) ->
     assert [str(w.message) for w in recwarn] == [
         "Gone cannot log (ConnectionResetError: Connection lost); the run goes on, and its result files do not need it"
     ]
+
+
+class Save(L.Callback):
+    """Writes a checkpoint within each step from 4 on, and notes which rows are in the file then."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.seen: dict[int, list[int]] = {}
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step >= 4:
+            trainer.save_checkpoint(self.path / f"{trainer.global_step}.ckpt")
+            (logger,) = trainer.loggers
+            assert isinstance(logger, CSVLogger)
+            written = (Path(logger.log_dir) / "metrics.csv").exists()
+            self.seen[trainer.global_step] = steps_of(rows(logger), "train/mse") if written else []
+
+
+def fit(path: Path, steps: int, ckpt_path: Path | None = None, **changes: Any) -> tuple[Save, list[dict[str, str]]]:
+    save, logger = Save(path), CSVLogger(path)
+    trainer = make_trainer(
+        steps, logger=logger, callbacks=[CleanStop(), save], limit_val_batches=None, val_check_interval=5, **changes
+    )
+    keep_going(trainer.loggers)
+    learner = MetaLearner(make_method(), compile=False, log_every=2, eval_steps=1)
+    trainer.fit(learner, datamodule=make_data(), ckpt_path=ckpt_path, weights_only=False)
+    trainer.save_checkpoint(path / "end.ckpt")
+    return save, rows(logger)
+
+
+def steps_of(found: list[dict[str, str]], name: str) -> list[int]:
+    return [int(row["step"]) for row in found if row.get(name)]
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*isinstance.treespec, LeafSpec")
+def test_a_checkpoint_finds_the_row_of_its_step_in_the_log_and_the_row_is_there_once(tmp_path: Path) -> None:
+    save, found = fit(tmp_path, 8)
+    assert save.seen == {4: [1, 3], 5: [1, 3], 6: [1, 3, 5], 7: [1, 3, 5], 8: [1, 3, 5, 7]}
+    assert steps_of(found, "train/mse") == [1, 3, 5, 7]
+    assert steps_of(found, "val/mse") == [4]
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*isinstance.treespec, LeafSpec")
+@pytest.mark.parametrize("of", ["4", "5", "end"])
+def test_a_run_that_goes_on_logs_in_step(tmp_path: Path, of: str) -> None:
+    """From a checkpoint within a step, from one that owes a validation, and after its end."""
+    fit(tmp_path, 8)
+    begin = 8 if of == "end" else int(of)
+    _, found = fit(tmp_path, 12, tmp_path / f"{of}.ckpt")
+    assert steps_of(found, "train/mse") == [step for step in (1, 3, 5, 7, 9, 11) if step >= begin]
+    assert steps_of(found, "val/mse") == [step for step in (4, 9) if step >= begin - (of == "5")]
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*isinstance.treespec, LeafSpec")
+def test_a_step_of_several_batches_has_its_row_once(tmp_path: Path) -> None:
+    save, found = fit(tmp_path, 6, accumulate_grad_batches=2)
+    assert steps_of(found, "train/mse") == [1, 3, 5]
+    assert save.seen[4] == [1, 3]

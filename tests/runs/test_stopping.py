@@ -6,14 +6,17 @@ import os
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from mamllit import cli
 from mamllit.callbacks import CleanStop
+from mamllit.runs.stopping import follow
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -129,3 +132,57 @@ def test_a_run_whose_weights_could_not_be_saved_ends_with_an_error(tmp_path: Pat
     monkeypatch.setattr("mamllit.runs.durable.write", full)
     with pytest.raises(OSError, match=r"the run has ended, but its weights could not be saved: .*last\.ckpt \(No space left"):
         fit(tmp_path, "--trainer.max_steps", "4")
+
+
+def test_stopped_in_the_test_after_the_fit_it_names_the_command_that_retrains_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    signal_at(monkeypatch, "on_test_batch_end", 2, signal.SIGINT)
+    with pytest.raises(SystemExit) as stopped:
+        fit(tmp_path, "--trainer.max_steps", "2", "--test_after_fit", "true")
+    assert stopped.value.code == 130
+    said = capsys.readouterr().out
+    assert "stopped by SIGINT during the test after the fit; the training is complete, and its weights are " in said
+    assert "last.ckpt: measure them with `mamllit test` and the same configuration" in said
+    assert "run the command again" not in said
+
+
+def test_a_moved_run_keeps_its_best(tmp_path: Path) -> None:
+    """Only the files that went along are known in the new place."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    new.mkdir()
+    (new / "best.ckpt").touch()
+    callback = ModelCheckpoint(new, monitor="val/mse", filename="best")
+    state = {
+        "monitor": "val/mse",
+        "best_model_score": torch.tensor(0.5),
+        "best_model_path": str(old / "best.ckpt"),
+        "current_score": torch.tensor(0.7),
+        "dirpath": str(old),
+        "best_k_models": {str(old / "best.ckpt"): torch.tensor(0.5), str(old / "gone.ckpt"): torch.tensor(0.6)},
+        "kth_best_model_path": str(old / "gone.ckpt"),
+        "kth_value": torch.tensor(0.6),
+        "last_model_path": "",
+    }
+    trainer: Any = SimpleNamespace(checkpoint_callbacks=[callback])
+    checkpoint = {"callbacks": {callback.state_key: dict(state)}}
+    follow(trainer, checkpoint)
+    callback.load_state_dict(checkpoint["callbacks"][callback.state_key])
+    assert callback.best_model_path == str(new / "best.ckpt")
+    assert callback.best_model_score == torch.tensor(0.5)
+    assert list(callback.best_k_models) == [str(new / "best.ckpt")]
+    assert callback.kth_best_model_path == ""
+    (new / "best.ckpt").unlink()
+    checkpoint = {"callbacks": {callback.state_key: dict(state)}}
+    follow(trainer, checkpoint)
+    moved = checkpoint["callbacks"][callback.state_key]
+    assert (moved["best_model_path"], moved["best_model_score"], moved["best_k_models"]) == ("", None, {})
+
+
+def test_a_run_goes_on_and_ends_after_its_directory_was_moved(tmp_path: Path) -> None:
+    fit(tmp_path / "a", "--trainer.max_steps", "12")
+    (tmp_path / "a").rename(tmp_path / "b")
+    before = json.loads((tmp_path / "b/seed_0/result.json").read_text())["best_checkpoint"]
+    done = fit(tmp_path / "b", "--trainer.max_steps", "14", "--ckpt_path", "last")
+    assert done.trainer.global_step == 14
+    assert json.loads((tmp_path / "b/seed_0/result.json").read_text())["best_checkpoint"] == before

@@ -22,6 +22,15 @@ def test_a_run_directory_keeps_its_id(tmp_path: Path) -> None:
     assert len(first) == 8
 
 
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"../../elsewhere", b"a b", b"x" * 200])
+def test_a_damaged_id_is_replaced(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / tracking.ID_FILE).write_bytes(content)
+    with pytest.warns(UserWarning, match=r"wandb_run_id holds .*, which is no id of W&B; the run gets a new one$"):
+        made = tracking.run_id(tmp_path)
+    assert len(made) == 8
+    assert (tmp_path / tracking.ID_FILE).read_text() == made
+
+
 def test_only_the_first_rank_writes_the_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking.rank_zero_only, "rank", 1, raising=False)
     tracking.run_id(tmp_path)
@@ -44,6 +53,7 @@ def test_tags() -> None:
     data = {"class_path": "mamllit.data.OmniglotDataModule", "init_args": {"ways": 5, "shots": 1}}
     assert tracking.tags(method, data, 3) == ["MAML", "Omniglot", "5-way", "1-shot", "first order", "seed 3"]
     assert tracking.tags({"class_path": "a.Prototypes"}, {"class_path": "b.Own"}, 0) == ["Prototypes", "Own", "seed 0"]
+    assert tracking.tags(method, data, None)[-1] == "no seed"
 
 
 def test_the_experiment_is_the_file_with_a_paper(tmp_path: Path) -> None:
