@@ -13,7 +13,7 @@ import mamllit
 
 ROOMS = ("backbones", "core.episode", "data", "methods", "objectives", "systems")
 BASES = {"EpisodicDataModule", "EpisodeBatch", "ImageDataModule", "InnerLoopMethod", "Method", "Objective"}  # to derive from
-PLAIN = {"PlainBatch", "PlainBatches", "Preparation"}  # records
+PLAIN = {"Evaluation", "PlainBatch", "PlainBatches", "Preparation"}  # records
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(mamllit.__path__, "mamllit.")

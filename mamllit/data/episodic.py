@@ -53,6 +53,28 @@ class EvaluationSet:
         return replace(self, name=self.name.replace(self.protocol, label, 1), protocol=label, episodes=episodes)
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """How a DataModule validates and tests; what the constructors of the data sets ask for one by one.
+
+    Args:
+        standard_queries: query examples per class under the "standard" protocol.
+        eval_seed: of the validation and test episodes; they do not depend on `seed`, so that runs can be compared.
+        protocols: "paper" (600 test episodes, K queries per class) and/or "standard" (2,000, `standard_queries`).
+        val_episodes: number of validation episodes.
+        test_episodes: overrides the protocols' number of test episodes, of both, or of some, as in `{standard: 200}`; the
+            results are then named "standard[200]".
+        eval_batch_size: episodes evaluated at once on each rank.
+    """
+
+    standard_queries: int = 15
+    eval_seed: int = 0
+    protocols: Sequence[Protocol] = ("paper", "standard")
+    val_episodes: int = 200
+    test_episodes: TestEpisodes = None
+    eval_batch_size: int = 50
+
+
 def test_episodes_of(asked: TestEpisodes) -> Mapping[Protocol, int]:
     """The numbers that replace a protocol's own."""
     if asked is None:
@@ -67,14 +89,8 @@ class EpisodicDataModule(L.LightningDataModule, ABC):
         shots: K, support examples per class.
         queries: query examples per class in meta-training.
         meta_batch_size: B, episodes per meta-update over all ranks together (the paper's meta-batch).
-        standard_queries: query examples per class under the "standard" protocol.
+        evaluation: how it validates and tests, see `Evaluation`.
         seed: of the training episodes; None takes the seed of `seed_everything`.
-        eval_seed: of the validation and test episodes; they do not depend on `seed`, so that runs can be compared.
-        protocols: "paper" (600 test episodes, K queries per class) and/or "standard" (2,000, `standard_queries`).
-        val_episodes: number of validation episodes.
-        test_episodes: overrides the protocols' number of test episodes, of both, or of some, as in `{standard: 200}`; the
-            results are then named "standard[200]".
-        eval_batch_size: episodes evaluated at once on each rank.
         num_workers: processes that draw episodes ahead; 0 is fast, for drawing is.
 
     Raises:
@@ -89,41 +105,37 @@ class EpisodicDataModule(L.LightningDataModule, ABC):
         shots: int,
         queries: int,
         meta_batch_size: int,
-        standard_queries: int,
+        evaluation: Evaluation,
         seed: int | None,
-        eval_seed: int,
-        protocols: Sequence[Protocol],
-        val_episodes: int,
-        test_episodes: TestEpisodes,
-        eval_batch_size: int,
         num_workers: int,
     ) -> None:
         super().__init__()
-        numbers = test_episodes_of(test_episodes)
+        numbers = test_episodes_of(evaluation.test_episodes)
         bounds = {
             "shots": (shots, 1),
             "queries": (queries, 1),
             "meta_batch_size": (meta_batch_size, 1),
-            "standard_queries": (standard_queries, 1),
-            "val_episodes": (val_episodes, 2),
+            "standard_queries": (evaluation.standard_queries, 1),
+            "val_episodes": (evaluation.val_episodes, 2),
             "test_episodes": (min(numbers.values(), default=2), 2),
-            "eval_batch_size": (eval_batch_size, 1),
+            "eval_batch_size": (evaluation.eval_batch_size, 1),
             "num_workers": (num_workers, 0),
-            "eval_seed": (eval_seed, 0),
+            "eval_seed": (evaluation.eval_seed, 0),
             "seed": (seed or 0, 0),
         }
         problems = [f"{name} is {value}; it must be >= {low}" for name, (value, low) in bounds.items() if value < low]
         problems += [
             f"protocol {name!r} is unknown; choose from {sorted(PROTOCOL_EPISODES)}"
-            for name in dict.fromkeys([*protocols, *numbers])
+            for name in dict.fromkeys([*evaluation.protocols, *numbers])
             if name not in PROTOCOL_EPISODES
         ]
         if problems:
             raise ValueError("; ".join(problems))
         self.shots, self.queries, self.meta_batch_size = shots, queries, meta_batch_size
-        self.standard_queries, self.protocols = standard_queries, tuple(protocols)
-        self.eval_seed, self.num_workers = eval_seed, num_workers
-        self.val_episodes, self.test_episodes, self.eval_batch_size = val_episodes, numbers, eval_batch_size
+        self.standard_queries, self.protocols = evaluation.standard_queries, tuple(evaluation.protocols)
+        self.eval_seed, self.num_workers = evaluation.eval_seed, num_workers
+        self.val_episodes, self.test_episodes = evaluation.val_episodes, numbers
+        self.eval_batch_size = evaluation.eval_batch_size
         self._seed = seed
 
     @property

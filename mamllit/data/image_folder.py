@@ -79,8 +79,10 @@ class ImageFolderDataModule(ImageDataModule):
         invert: bool | Literal["auto"] = "auto",
     ) -> None:
         super().__init__(
-            ways, shots, queries, meta_batch_size, False, standard_queries, seed, eval_seed, protocols, val_episodes,
-            test_episodes, eval_batch_size, num_workers, plain, test_shots, train_ways,
+            ways=ways, shots=shots, queries=queries, meta_batch_size=meta_batch_size, rotate=False,
+            standard_queries=standard_queries, seed=seed, eval_seed=eval_seed, protocols=protocols,
+            val_episodes=val_episodes, test_episodes=test_episodes, eval_batch_size=eval_batch_size, num_workers=num_workers,
+            plain=plain, test_shots=test_shots, train_ways=train_ways,
         )  # fmt: skip
         if channels not in (1, 3):
             raise ValueError(f"channels is {channels}; it must be 1 (grey) or 3 (RGB)")

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mamllit.core.episode import Episode, EpisodeBatch, Examples
-from mamllit.data.episodic import EpisodicDataModule, Protocol, TestEpisodes
+from mamllit.data.episodic import EpisodicDataModule, Evaluation, Protocol, TestEpisodes
 from mamllit.data.plain import PlainBatch, PlainBatches, PlainDraw, augment, classes_of, draw_plain
 from mamllit.data.pool import ClassPool
 from mamllit.data.preparation import Preparation, border, preparation_of
@@ -77,10 +77,11 @@ class ImageDataModule(EpisodicDataModule):
         test_shots: Sequence[int] | None = None,
         train_ways: int | None = None,
     ) -> None:
-        super().__init__(
-            shots, queries, meta_batch_size, standard_queries, seed, eval_seed, protocols, val_episodes, test_episodes,
-            eval_batch_size, num_workers,
+        evaluation = Evaluation(
+            standard_queries=standard_queries, eval_seed=eval_seed, protocols=protocols, val_episodes=val_episodes,
+            test_episodes=test_episodes, eval_batch_size=eval_batch_size,
         )  # fmt: skip
+        super().__init__(shots, queries, meta_batch_size, evaluation, seed, num_workers)
         for name, number in (("ways", ways), ("train_ways", 2 if train_ways is None else train_ways)):
             if number < 2:
                 raise ValueError(f"{name} is {number}; an episode needs at least 2 classes")

@@ -63,8 +63,10 @@ class MiniImagenetDataModule(ImageDataModule):
         train_ways: int | None = None,
     ) -> None:
         super().__init__(
-            ways, shots, queries, meta_batch_size, False, standard_queries, seed, eval_seed, protocols, val_episodes,
-            test_episodes, eval_batch_size, num_workers, plain, test_shots, train_ways,
+            ways=ways, shots=shots, queries=queries, meta_batch_size=meta_batch_size, rotate=False,
+            standard_queries=standard_queries, seed=seed, eval_seed=eval_seed, protocols=protocols,
+            val_episodes=val_episodes, test_episodes=test_episodes, eval_batch_size=eval_batch_size, num_workers=num_workers,
+            plain=plain, test_shots=test_shots, train_ways=train_ways,
         )  # fmt: skip
         self.root, self.image_size, self.download, self.cache_dir = root, image_size, download, cache_dir
 

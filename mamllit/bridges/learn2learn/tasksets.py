@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mamllit.bridges.learn2learn.partition import episode_of, partition, shared_images
 from mamllit.core.episode import EpisodeBatch
-from mamllit.data import EpisodicDataModule, EvaluationSet
+from mamllit.data import EpisodicDataModule, Evaluation, EvaluationSet
 from mamllit.data.sampler import SPLITS
 
 log = logging.getLogger(__name__)
@@ -93,10 +93,11 @@ class TasksetDataModule(EpisodicDataModule):
         num_workers: int = 0,
     ) -> None:
         test_queries = queries if test_queries is None else test_queries
-        super().__init__(
-            shots, queries, meta_batch_size, test_queries, seed, eval_seed, ("standard",), val_episodes, test_episodes,
-            eval_batch_size, num_workers,
+        evaluation = Evaluation(
+            standard_queries=test_queries, eval_seed=eval_seed, protocols=("standard",), val_episodes=val_episodes,
+            test_episodes=test_episodes, eval_batch_size=eval_batch_size,
         )  # fmt: skip
+        super().__init__(shots, queries, meta_batch_size, evaluation, seed, num_workers)
         self.tasksets, self.ways, self.check_overlap = tasksets, ways, check_overlap
         self._made: Any = None
 
@@ -206,6 +207,7 @@ class BenchmarkDataModule(TasksetDataModule):
             )  # fmt: skip
 
         super().__init__(
-            make, ways, shots, queries, meta_batch_size, test_queries, check_overlap, seed, eval_seed, val_episodes,
-            test_episodes, eval_batch_size, num_workers,
+            tasksets=make, ways=ways, shots=shots, queries=queries, meta_batch_size=meta_batch_size,
+            test_queries=test_queries, check_overlap=check_overlap, seed=seed, eval_seed=eval_seed,
+            val_episodes=val_episodes, test_episodes=test_episodes, eval_batch_size=eval_batch_size, num_workers=num_workers,
         )  # fmt: skip

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mamllit.core.episode import Episode, EpisodeBatch, Examples
-from mamllit.data.episodic import EpisodicDataModule, EvaluationSet, Protocol, TestEpisodes
+from mamllit.data.episodic import EpisodicDataModule, Evaluation, EvaluationSet
 from mamllit.data.sampler import uniform
 
 X = (-5.0, 5.0)
@@ -32,7 +32,7 @@ class CurveDataModule(EpisodicDataModule):
         noisy_queries: add noise to the evaluation's query targets too; support and meta-training always have it.
         training_tasks: meta-train on that many fixed tasks with fixed points and noise, drawn again and again; None for an
             endless stream of new ones.
-        test_shots, queries, standard_queries and the others: as in `SineDataModule`.
+        test_shots, queries and the others: as in `SineDataModule`.
 
     Raises:
         ValueError: for a number below its bound.
@@ -49,19 +49,11 @@ class CurveDataModule(EpisodicDataModule):
         test_shots: Sequence[int],
         noisy_queries: bool,
         training_tasks: int | None,
-        standard_queries: int,
+        evaluation: Evaluation,
         seed: int | None,
-        eval_seed: int,
-        protocols: Sequence[Protocol],
-        val_episodes: int,
-        test_episodes: TestEpisodes,
-        eval_batch_size: int,
         num_workers: int,
     ) -> None:
-        super().__init__(
-            shots, queries, meta_batch_size, standard_queries, seed, eval_seed, protocols, val_episodes, test_episodes,
-            eval_batch_size, num_workers,
-        )  # fmt: skip
+        super().__init__(shots, queries, meta_batch_size, evaluation, seed, num_workers)
         if not test_shots or min(test_shots) < 1:
             raise ValueError(f"test_shots is {list(test_shots)}; it needs at least one number of shots >= 1")
         if training_tasks is not None and training_tasks < 1:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mamllit.core.episode import Episode, EpisodeBatch, Examples
-from mamllit.data.episodic import EpisodicDataModule, EvaluationSet, Protocol, TestEpisodes
+from mamllit.data.episodic import EpisodicDataModule, Evaluation, EvaluationSet, Protocol, TestEpisodes
 from mamllit.data.sampler import uniform
 
 AMPLITUDE, PHASE, X = (0.1, 5.0), (0.0, math.pi), (-5.0, 5.0)
@@ -69,10 +69,11 @@ class SineDataModule(EpisodicDataModule):
         num_workers: int = 0,
         reveal_task: bool = False,
     ) -> None:
-        super().__init__(
-            shots, queries, meta_batch_size, standard_queries, seed, eval_seed, protocols, val_episodes, test_episodes,
-            eval_batch_size, num_workers,
+        evaluation = Evaluation(
+            standard_queries=standard_queries, eval_seed=eval_seed, protocols=protocols, val_episodes=val_episodes,
+            test_episodes=test_episodes, eval_batch_size=eval_batch_size,
         )  # fmt: skip
+        super().__init__(shots, queries, meta_batch_size, evaluation, seed, num_workers)
         if query_points not in ("random", "grid"):
             raise ValueError(f"query_points is {query_points!r}; it must be 'random' or 'grid'")
         if not test_shots or min(test_shots) < 1:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mamllit.data.episodic import Protocol, TestEpisodes
+from mamllit.data.episodic import Evaluation, Protocol, TestEpisodes
 from mamllit.data.regression.curves import CurveDataModule
 
 
@@ -50,10 +50,13 @@ class SineLineDataModule(CurveDataModule):
         eval_batch_size: int = 500,
         num_workers: int = 0,
     ) -> None:
-        super().__init__(
-            shots, queries, meta_batch_size, test_shots, True, training_tasks, standard_queries, seed, eval_seed, protocols,
-            val_episodes, test_episodes, eval_batch_size, num_workers,
+        evaluation = Evaluation(
+            standard_queries=standard_queries, eval_seed=eval_seed, protocols=protocols, val_episodes=val_episodes,
+            test_episodes=test_episodes, eval_batch_size=eval_batch_size,
         )  # fmt: skip
+        super().__init__(
+            shots, queries, meta_batch_size, test_shots, True, training_tasks, evaluation, seed=seed, num_workers=num_workers
+        )
         if noise_std < 0:
             raise ValueError(f"noise_std is {noise_std}; it must be >= 0")
         self.noise_std = noise_std
