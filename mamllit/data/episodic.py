@@ -30,8 +30,8 @@ PROTOCOL_EPISODES: Mapping[Protocol, int] = {"paper": 600, "standard": 2000}
 class EvaluationSet:
     """A fixed set of evaluation episodes.
 
-    `name` is what is logged and printed, e.g. "paper" or "paper/5-shot"; episodes 0 to `episodes` of `split` with `shots`
-    support and `queries` query examples per class.
+    `name` is what is logged and printed, e.g. "paper" or "paper/5-shot"; episodes 0 to `episodes` of `split` of `ways`
+    classes, with `shots` support and `queries` query examples of each.
 
     >>> from mamllit import SineDataModule
     >>> [evaluation.name for evaluation in SineDataModule(test_shots=[5, 10]).evaluation_sets("test")]
@@ -44,6 +44,7 @@ class EvaluationSet:
     shots: int
     queries: int
     episodes: int
+    ways: int = 1
 
     def measured(self, episodes: int) -> "EvaluationSet":
         """This set as far as it was evaluated, with the number in the name where the Trainer's limits cut it short."""
@@ -163,7 +164,8 @@ class EpisodicDataModule(L.LightningDataModule, ABC):
     def evaluation_sets(self, split: Literal["val", "test"]) -> list[EvaluationSet]:
         """The fixed evaluation sets of `split`, in the order of its dataloaders."""
         if split == "val":
-            return [EvaluationSet("val", "paper", "val", self.shots, self._paper_queries(self.shots), self.val_episodes)]
+            queries = self._paper_queries(self.shots)
+            return [EvaluationSet("val", "paper", "val", self.shots, queries, self.val_episodes, self.ways)]
         sets = []
         for protocol in self.protocols:
             for shots in self.test_shots():
@@ -171,7 +173,7 @@ class EpisodicDataModule(L.LightningDataModule, ABC):
                 episodes = self.test_episodes.get(protocol, PROTOCOL_EPISODES[protocol])
                 label = protocol if episodes == PROTOCOL_EPISODES[protocol] else f"{protocol}[{episodes}]"
                 name = label if len(self.test_shots()) == 1 else f"{label}/{shots}-shot"
-                sets.append(EvaluationSet(name, label, "test", shots, queries, episodes))
+                sets.append(EvaluationSet(name, label, "test", shots, queries, episodes, self.ways))
         return sets
 
     def _paper_queries(self, shots: int) -> int:

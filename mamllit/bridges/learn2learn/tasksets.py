@@ -133,10 +133,10 @@ class TasksetDataModule(EpisodicDataModule):
 
     def evaluation_sets(self, split: Literal["val", "test"]) -> list[EvaluationSet]:
         if split == "val":
-            return [EvaluationSet("val", "taskset", "val", self.shots, self.standard_queries, self.val_episodes)]
+            return [EvaluationSet("val", "taskset", "val", self.shots, self.standard_queries, self.val_episodes, self.ways)]
         episodes = self.test_episodes.get("standard", EPISODES)
         name = "taskset" if episodes == EPISODES else f"taskset[{episodes}]"
-        return [EvaluationSet(name, name, "test", self.shots, self.standard_queries, episodes)]
+        return [EvaluationSet(name, name, "test", self.shots, self.standard_queries, episodes, self.ways)]
 
     def _taskset(self, split: str) -> Any:
         return getattr(self._make(), FIELDS[split])

@@ -74,7 +74,7 @@ class CurveDataModule(EpisodicDataModule):
     def evaluation_sets(self, split: Literal["val", "test"]) -> list[EvaluationSet]:
         if split == "test":
             return super().evaluation_sets(split)
-        return [EvaluationSet("val", "standard", "val", self.shots, self.standard_queries, self.val_episodes)]
+        return [EvaluationSet("val", "standard", "val", self.shots, self.standard_queries, self.val_episodes, self.ways)]
 
     def draw(self, seed: int, split: str, shots: int, queries: int, first: int, count: int) -> CurveDraw:
         # streams of their own, so that task i is the same curve for every number of points

@@ -88,7 +88,7 @@ class SineDataModule(EpisodicDataModule):
     def evaluation_sets(self, split: Literal["val", "test"]) -> list[EvaluationSet]:
         if split == "test":
             return super().evaluation_sets(split)
-        return [EvaluationSet("val", "standard", "val", self.shots, self.standard_queries, self.val_episodes)]
+        return [EvaluationSet("val", "standard", "val", self.shots, self.standard_queries, self.val_episodes, self.ways)]
 
     def draw(self, seed: int, split: str, shots: int, queries: int, first: int, count: int) -> SineDraw:
         # points come from a stream of their own, so that task i is the same sine for every number of points
