@@ -25,7 +25,7 @@ def episode_rows(learner: EpisodicSystem, data: EpisodicDataModule, evaluation: 
     before and after adapting. Anything else: a row per episode, with its metric before and after, and for functions of one
     variable a picture.
     """
-    device, steps = next(learner.method.parameters()).device, [0, learner.report_step]
+    device, steps = learner.device, [0, learner.report_step]
     rows: list[list[Any]] = []
     batch = data.episodes(evaluation, 0, min(episodes, evaluation.episodes))
     images = learner.method.objective.metric_name == "accuracy" and batch.episodes.query.x.dim() == 5

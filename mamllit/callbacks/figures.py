@@ -85,7 +85,7 @@ def outputs_after(method: Method, episode: Episode, x: Tensor, steps: list[int])
 def _regression(
     method: Method, data: EpisodicDataModule, evaluation: EvaluationSet, steps: list[int], tasks: int, title: str
 ) -> Figure:
-    device = next(method.parameters()).device
+    device = next(method.parameters(), torch.empty(0)).device
     x = torch.linspace(-5, 5, 200, device=device)
     batch = data.episodes(evaluation, 0, tasks).episodes
     curves: dict[int, list[Tensor]] = {s: [] for s in steps}
@@ -109,7 +109,7 @@ def _classification(
     learner: EpisodicSystem, data: EpisodicDataModule, evaluation: EvaluationSet, steps: list[int], title: str
 ) -> Figure:
     method = learner.method
-    device = next(method.parameters()).device
+    device = next(method.parameters(), torch.empty(0)).device
     batch = data.episodes(evaluation, 0, 1).episodes
     episode = tree_map(lambda tensor: tensor.to(device), item(batch, 0))
     logits = outputs_after(method, episode, episode.query.x, list(range(max(steps) + 1)))

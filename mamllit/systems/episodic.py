@@ -105,6 +105,13 @@ class EpisodicSystem(L.LightningModule):
         return list(self.parameters())
 
     def configure_optimizers(self) -> Any:
+        if not any(value.requires_grad for value in self.parameters()):
+            if steps := self.trainer.max_steps:
+                raise ValueError(
+                    f"{type(self.method).__name__} has nothing to train here, but trainer.max_steps is {steps}; set it to 0, "
+                    "which only tests"
+                )
+            return None
         optimizer = self._optimizer(self.optimized())
         unscheduled = optimizer_settings(optimizer)
         scheduler = None if self._lr_scheduler is None else self._lr_scheduler(optimizer)
