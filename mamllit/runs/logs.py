@@ -89,7 +89,7 @@ def log_early(trainer: L.Trainer) -> None:
     """
     step, loop = trainer.global_step - 1, trainer.fit_loop
     progress = loop.epoch_loop.batch_progress
-    within = progress.total.processed > progress.total.completed
+    within = progress.total.processed > progress.total.completed  # type: ignore[attr-defined]
     batch = progress.current.ready
     stepped = trainer.is_last_batch or batch == trainer.num_training_batches or batch % trainer.accumulate_grad_batches == 0
     if not within or not stepped or (step + 1) % trainer.log_every_n_steps:  # type: ignore[attr-defined]

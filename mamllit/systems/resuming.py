@@ -99,7 +99,7 @@ def obey(trainer: L.Trainer, before: Mapping[str, Any], now: Mapping[str, Any], 
             warnings.simplefilter("ignore")  # of steps of the scheduler before those of the optimiser
             try:
                 for _ in range(taken):
-                    config.scheduler.step()
+                    config.scheduler.step()  # type: ignore[call-arg]
             except ValueError as error:
                 raise ValueError(f"the schedule that is asked for ends before step {step} of this run: {error}") from error
     rank_zero_info(f"resumed at step {step} with other settings than before: {found}")

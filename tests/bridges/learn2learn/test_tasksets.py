@@ -104,7 +104,9 @@ def test_meta_training_draws_from_a_fixed_number_of_tasks() -> None:
 def test_the_ranks_shares_are_the_single_process_meta_batch() -> None:
     def first(rank: int, world: int):
         data = module()
-        data.trainer = SimpleNamespace(global_rank=rank, world_size=world, global_step=3, accumulate_grad_batches=1)
+        progress = SimpleNamespace(total=SimpleNamespace(processed=3))
+        loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=world, fit_loop=loop, overfit_batches=0.0)
         return data.build(next(iter(data.train_dataloader())))
 
     together = [first(rank, 2) for rank in (0, 1)]
