@@ -24,6 +24,7 @@ from torch.nn.utils import parametrizations
 import mamllit.backbones
 from mamllit.backbones import MLP, BatchStatNorm, Conv4
 from mamllit.backbones.heads import CosineHead
+from mamllit.backbones.resnet12 import ResNet12
 from mamllit.core.episode import Episode, Examples
 from mamllit.core.tree import item, tree_map
 from mamllit.engine.evaluation import BATCH_NORMS, evaluate, predict, readings
@@ -335,6 +336,13 @@ ROWS: dict[str, Row] = {
     "mamllit Conv4, strided": Row(lambda: Conv4(2, 4, WAYS, 16, "stride"), (2, 16, 16)),
     "mamllit Conv4, max-pooling": Row(lambda: Conv4(2, 4, WAYS, 16, "max_pool", norm_scale=True), (2, 16, 16)),
     "mamllit MLP with BatchStatNorm": Row(lambda: MLP(12, [8, 8], WAYS, norm=True), (12,)),
+    **{
+        f"mamllit Conv4, {downsample}, fast": Row(
+            lambda d=downsample: Conv4(2, 4, WAYS, 16, d, implementation="fast"), (2, 16, 16)
+        )
+        for downsample in ("stride", "max_pool")
+    },
+    "mamllit ResNet12": Row(lambda: ResNet12(2, WAYS, 16, (3, 3, 3, 3)), (2, 16, 16)),
     "mamllit CosineHead": Row(lambda: nn.Sequential(nn.Linear(12, 8), nn.Tanh(), CosineHead(8, WAYS)), (12,)),
     "mamllit BatchStatNorm in a net of torch.nn": flat(lambda: BatchStatNorm(8, scale=True)),
 }
