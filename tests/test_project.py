@@ -289,3 +289,11 @@ def test_nothing_private_of_lightning_or_torch_is_read_or_set() -> None:
     allowed = {ROOT / "mamllit" / path for path in PRIVATE_OF_OTHERS}
     offenders = [found for path in SOURCES if path not in allowed for found in private_names(path)]
     assert not offenders, offenders
+
+
+def test_no_script_is_named_like_an_installed_package() -> None:
+    """`python experiments/run.py` puts experiments/ in front of the path: a file there would stand in for the package."""
+    installed = {*sys.stdlib_module_names, *metadata.packages_distributions()} - {"experiments"}
+    for folder in (ROOT / "experiments", ROOT / "experiments" / "benchmarks"):
+        taken = installed & {path.stem for path in folder.glob("*.py")}
+        assert not taken, f"{folder.name}/ hides the packages {sorted(taken)}; rename its files"
