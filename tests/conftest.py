@@ -1,4 +1,4 @@
-"""Shared by all tests: a fixed seed, two threads, and two makers of small episodes."""
+"""Shared by all tests: a fixed seed, the threads, and two makers of small episodes."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -13,8 +13,9 @@ MakeEpisodes = Callable[..., Episode]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads() -> None:
-    torch.set_num_threads(2)
+def _threads() -> None:
+    """Two, or one in each of several test processes: more threads than cores wait for each other."""
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.fixture(autouse=True)
