@@ -175,10 +175,8 @@ class ResultWriter(L.Callback):
             result |= about
         if stage == "fit":
             result["fit"] = self._fit
-        elif (
-            stage == "test" and "fit" not in result and (origin := _origin(trainer))
-        ):  # a fit of no steps: what was tested is what it began with
-            result["fit"] = origin
+        elif stage == "test" and "fit" not in result and (origin := _origin(trainer)):
+            result["fit"] = origin  # a fit of no steps: what was tested is what it began with
         if stage == "fit" and (best := best_checkpoint(trainer)):
             result["best_checkpoint"] = best
             for logger in trainer.loggers:

@@ -79,7 +79,13 @@ class Save(L.Callback):
 def fit(path: Path, steps: int, ckpt_path: Path | None = None, **changes: Any) -> tuple[Save, list[dict[str, str]]]:
     save, logger = Save(path), CSVLogger(path)
     trainer = make_trainer(
-        steps, logger=logger, callbacks=[CleanStop(), save], limit_val_batches=None, val_check_interval=5, **changes
+        steps,
+        logger=logger,
+        default_root_dir=path,
+        callbacks=[CleanStop(), save],
+        limit_val_batches=None,
+        val_check_interval=5,
+        **changes,
     )
     keep_going(trainer.loggers)
     learner = MetaLearner(make_method(), compile=False, log_every=2, eval_steps=1)
