@@ -22,7 +22,7 @@ from rich.table import Table
 from mamllit.callbacks.start_from import StartFrom
 from mamllit.core.metrics import Summary
 from mamllit.runs import durable
-from mamllit.runs.checkpoint_io import read
+from mamllit.runs.checkpoint_io import ForeignCode, read
 from mamllit.runs.logs import unharmed
 from mamllit.runs.provenance import commit, versions
 from mamllit.runs.stopping import own_checkpoints
@@ -291,7 +291,10 @@ def best_checkpoint(trainer: L.Trainer) -> dict[str, Any] | None:
             if callback.best_model_path in failed or not Path(callback.best_model_path).exists():
                 return None
             path, folder = Path(callback.best_model_path), Path(trainer.default_root_dir).resolve()
-            checkpoint = read(path)
+            try:
+                checkpoint = read(path)
+            except ForeignCode:  # a callback of the user's own keeps more than plain data; no reason to end without a result
+                checkpoint = None
             if callback.best_model_score is None or checkpoint is None:  # of a run that was moved; damaged
                 return None
             return {

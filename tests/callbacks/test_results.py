@@ -214,6 +214,10 @@ def test_without_the_score_of_a_run_that_was_moved_no_best_checkpoint_is_named(l
     (tmp_path / "best.ckpt").write_bytes(b"PK")
     ResultWriter().on_train_end(trainer(tmp_path, checkpoint_callbacks=[best]), learner)
     assert "best_checkpoint" not in result(tmp_path)
+    torch.save({"global_step": 640, "callbacks": {"own": SimpleNamespace()}}, tmp_path / "best.ckpt")
+    ResultWriter().on_train_end(trainer(tmp_path, checkpoint_callbacks=[best]), learner)
+    assert result(tmp_path)["steps_done"] == 700
+    assert "best_checkpoint" not in result(tmp_path)
 
 
 def test_only_the_first_rank_writes_and_prints(
