@@ -6,7 +6,7 @@
 
 `record` runs ten experiments through `experiments/run.py fit` of the repository asked for, on one CPU thread, and keeps every
 step's meta-loss. It uses nothing of mamllit but its command line, so that it records commits from before it was written.
-`compare` prints the largest relative difference of each experiment, and exits with 1 where one is above `tolerance(step)`.
+`compare` prints the largest relative difference of each experiment, and exits with 1 where one is above `tolerance`.
 """
 
 import argparse
@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 REPOSITORY = Path(__file__).parents[1]
-TIGHT_STEPS = 10
-ROUNDING = 1e-4
-LATER = 3e-2
+TIGHT_STEPS = 3  # of a training on images
+ROUNDING = 1e-5
+CHAOS = 0.3
 
 
 class Experiment(NamedTuple):
@@ -58,14 +58,16 @@ EXPERIMENTS = [
 ]
 
 
-def tolerance(step: int) -> float:
-    """The relative difference allowed at `step` (from 0).
+def tolerance(name: str, step: int) -> float:
+    """The relative difference allowed at `step` (from 0) of an experiment.
 
-    float32 rounds at 6e-8; a meta-loss, a sum of hundreds after an inner step, agrees to 1e-6 at the first step. From then on
-    Adam amplifies: it divides each gradient by its own size, so that where a gradient is rounding noise not even the sign of
-    the update is sure; and second-order training is chaotic.
+    float32 rounds at 6e-8, and on sine a meta-loss keeps that for 50 steps: the plain and the compiled step were never further
+    apart than 2e-7. On images the norm and large inner steps multiply a difference by some hundred per update, and Adam, which
+    divides a gradient by its size, moves a parameter whose gradient is rounding noise either way. Omniglot 5-way 1-shot at one
+    commit, PyTorch's convolution beside mamllit's: 0, 0, 8e-8, 2e-5, 8e-3, and 1 to 7% from then on. So the first three losses
+    must agree, which hang on the gradients of the first two. After that only a training that fares otherwise is told.
     """
-    return ROUNDING if step < TIGHT_STEPS else LATER
+    return ROUNDING if "sine" in name or step < TIGHT_STEPS else CHAOS
 
 
 def losses_of(experiment: Experiment, repository: Path, steps: int, images: dict[str, Path]) -> list[float]:
@@ -156,7 +158,7 @@ def compare(before: Path, after: Path) -> int:
             same = False
             continue
         found = differences(losses, second["losses"][name])
-        worst = [step for step, value in enumerate(found) if value > tolerance(step)]
+        worst = [step for step, value in enumerate(found) if value > tolerance(name, step)]
         same = same and not worst
         early, late = max(found[:TIGHT_STEPS]), max(found[TIGHT_STEPS:], default=0.0)
         verdict = f"DIFFERS from step {worst[0]} on" if worst else "same"
