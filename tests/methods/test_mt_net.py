@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.functional import conv2d, linear
 
 from mamllit.backbones import MLP, Conv4
 from mamllit.core.episode import Episode, Examples
@@ -110,7 +111,11 @@ def test_the_warp_is_a_one_by_one_convolution_of_each_layers_outputs(downsample:
     assert [name.split(".")[0] for name in method.layers] == ["convs"] * 4 + ["head"]
     for name, warp in zip(method.layers, method.warps, strict=True):
         layer = method.backbone.get_submodule(name)
-        layer.register_forward_hook(lambda module, args, output, warp=warp: output @ warp.T)  # channels are last
+        layer.register_forward_hook(
+            lambda module, args, output, warp=warp: (
+                linear(output, warp) if module is method.backbone.head else conv2d(output, warp[:, :, None, None])
+            )
+        )
     torch.testing.assert_close(warped, method.backbone(x), **CLOSE)
 
 

@@ -128,8 +128,11 @@ def test_frozen_parameters_stay_in_both_loops(image_episodes: Callable[..., Epis
     method = Reptile(net, Classification(), 0.01, 2, 5, "adam", frozen=("*.beta",))
     gradient = MetaGradient(method)(image_episodes(2)).gradient
     for name, value in gradient.items():
-        before_a_norm = ".convs." in name and name.endswith("bias")
-        assert (value.abs().max() == 0) == (name.endswith("beta") or before_a_norm), name
+        if name.endswith("beta"):
+            assert not value.any(), name
+        else:  # a norm takes the bias before it away, up to rounding, to which Adam gives back some of its size
+            before_a_norm = ".convs." in name and name.endswith("bias")
+            assert (value.abs().max() < 1e-8) == before_a_norm, name
 
 
 @pytest.mark.parametrize(
