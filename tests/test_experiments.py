@@ -14,6 +14,7 @@ import yaml
 from lightning.pytorch.cli import LightningCLI
 
 from mamllit.cli import MamllitCLI
+from mamllit.cli.agreement import agree
 from mamllit.cli.program import Settings, read
 
 REPOSITORY = Path(__file__).parents[1]
@@ -28,6 +29,9 @@ pytestmark = pytest.mark.filterwarnings(r"ignore:(?s).*eprecat.*")  # Lightning'
 
 class Parsed(Settings):
     """The command line as far as the objects: no run directory, no Trainer, nothing is run."""
+
+    def before_instantiate_classes(self) -> None:
+        agree(self.config.model, self.config.data)  # sizes that a file leaves to the data
 
     def instantiate_classes(self) -> None:
         LightningCLI.instantiate_classes(self)

@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 import yaml
-from test_ddp import REPOSITORY, cell
+from one_update import cell
 
+REPOSITORY = Path(__file__).parents[1]
 OMNIGLOT = REPOSITORY / "experiments" / "maml" / "omniglot_5way_1shot.yaml"
 
 

@@ -88,7 +88,7 @@ def find_cells(experiments: Path, table: str, patterns: Sequence[str] = ()) -> l
     every = []
     for path in sorted(experiments.rglob("*.yaml")):
         match, document = re.match(r"(.+?)_\d", path.stem), yaml.safe_load(path.read_text())
-        if match and "model" in document:  # a sweep has none
+        if match and "method" in (document.get("model") or {}):  # a sweep has no model, and a pre-training no method
             name = str(path.relative_to(experiments).with_suffix(""))
             every.append(Cell(name, match[1], _relative(path), document))
     cells = [cell for cell in every if table in (cell.table, "all")]

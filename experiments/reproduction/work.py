@@ -80,8 +80,12 @@ def train(cell: Cell, seed: int, options: Options, test: bool = False) -> Path:
     With `test` the same process tests the last weights, too.
 
     Raises:
-        Failed: when mamllit fails, or stops before the last step.
+        Failed: when mamllit fails, or stops before the last step; for a cell that trains nothing.
     """
+    if cell.max_steps == 0:
+        raise Failed(
+            f"its max_steps is 0: nothing is trained; `mamllit fit -c {cell.path}` tests it (see the head of the file)"
+        )
     root, steps = options.run_root(cell), options.steps or cell.max_steps
     done = steps_of(newest_run(root, seed) / "checkpoints" / "last.ckpt")
     if done < steps:

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -243,9 +244,9 @@ def _program(kind: type[MamllitCLI], args: ArgsType, until_the_end: ExitStack, *
     )
 
 
-def read(*files: Path, kind: type[MamllitCLI] = Settings) -> MamllitCLI:
-    """What `-c` with each of these files means, defaults included; nothing is run."""
-    args = [word for file in files for word in ("-c", str(file))]
+def read(*files: Path, more: Sequence[str] = (), kind: type[MamllitCLI] = Settings) -> MamllitCLI:
+    """What `-c` with each of these files, and `more` words after them, means, defaults included; nothing is run."""
+    args = [*(word for file in files for word in ("-c", str(file))), *more]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # beside those of the process: it is meant so
         return _program(kind, args, ExitStack(), run=False)

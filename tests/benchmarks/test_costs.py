@@ -29,6 +29,8 @@ def test_every_method_is_there_but_what_the_row_does_not_fit() -> None:
     assert "joint_training/sine_10shot_oracle" not in sine
     assert {"maml/omniglot_5way_1shot", "reptile/omniglot_5way_1shot"} <= set(images)
     assert "maml/omniglot_5way_1shot_mlp" not in images
+    compared = {"nearest_neighbour", "prototypical", "matching", "siamese", "fine_tuning"}  # no inner steps, or no training
+    assert not compared & {name.partition("/")[0] for row in costs.FILES for name in names(row)}
     assert all(base in names(row) for row, base in costs.BASE.items())
     assert "maml/mini_imagenet_5way_1shot_first_order" in names("mini-1s")
     assert names("sine", "mt_net/*") == ["mt_net/sine_10shot", "mt_net/sine_10shot_t_net"]

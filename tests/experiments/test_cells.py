@@ -66,7 +66,11 @@ def test_patterns_choose_cells_with_or_without_the_folder() -> None:
 
     assert names("maml/omniglot_20way*") == ["maml/omniglot_20way_1shot", "maml/omniglot_20way_5shot"]
     assert names("omniglot_5way_1shot_mlp") == ["maml/omniglot_5way_1shot_mlp"]
-    assert set(names("*_1shot_mlp", "*20way_5shot")) == {"maml/omniglot_5way_1shot_mlp", "maml/omniglot_20way_5shot"}
+    every = {path.parent.name for path in EXPERIMENTS.glob("*/omniglot_20way_5shot.yaml")}
+    assert {"maml", "prototypical"} <= every
+    found = names("*_1shot_mlp", "*20way_5shot")
+    assert len(found) == len(every) + 1
+    assert set(found) == {"maml/omniglot_5way_1shot_mlp"} | {f"{method}/omniglot_20way_5shot" for method in every}
 
 
 def test_all_is_every_table() -> None:
@@ -75,9 +79,11 @@ def test_all_is_every_table() -> None:
     }  # fmt: skip
 
 
-def test_a_sweep_is_no_cell() -> None:
-    assert (EXPERIMENTS / "sweeps/omniglot_5way_1shot_inner_loop.yaml").exists()
-    assert not [cell.name for cell in find_cells(EXPERIMENTS, "all") if cell.name.startswith("sweeps")]
+@pytest.mark.parametrize("file", ["sweeps/omniglot_5way_1shot_inner_loop", "pretrain/mini_imagenet_conv4_32"])
+def test_what_has_no_method_is_no_cell(file: str) -> None:
+    assert (EXPERIMENTS / f"{file}.yaml").exists()
+    assert not [cell for cell in find_cells(EXPERIMENTS, "all") if cell.path.parent.name == file.partition("/")[0]]
+    assert all(cell.report_step >= 0 for cell in find_cells(EXPERIMENTS, "all"))
 
 
 def test_the_name_is_that_of_the_checkpoint_that_comes_with_mamllit() -> None:

@@ -26,7 +26,9 @@ START = "import sys; from pathlib import Path; import reproduce; sys.exit(reprod
 def start(folder: Path, *arguments: str) -> subprocess.Popen:
     """`python experiments/reproduce.py toy` in `folder`, with the cells of `folder`/cells."""
     environment = dict(os.environ)
-    environment["PYTHONPATH"] = os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "experiments", REPOSITORY / "tests")))
+    environment["PYTHONPATH"] = os.pathsep.join(
+        map(str, (REPOSITORY, REPOSITORY / "experiments", REPOSITORY / "tests/helpers"))
+    )
     environment["OMP_NUM_THREADS"] = "1"
     return subprocess.Popen(
         [sys.executable, "-c", START, str(folder / "cells"), "toy", *arguments],
@@ -108,7 +110,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     for name in ("toy_3way_1shot", "toy_3way_5shot"):
         (tmp_path / "maml").mkdir(exist_ok=True)
         shutil.copy(TOY, tmp_path / "maml" / f"{name}.yaml")
-    monkeypatch.syspath_prepend(REPOSITORY / "tests")
+    monkeypatch.syspath_prepend(REPOSITORY / "tests/helpers")
     done: list[tuple] = []
 
     def from_training(cell: Cell, seed: int, *rest: Any) -> None:

@@ -10,24 +10,12 @@ import pytest
 import yaml
 from wandb_server import ENTITY, PROJECT, SWEEP, Server
 
-from mamllit.cli import TRAINER_DEFAULTS, MamllitCLI
-from mamllit.data import EpisodicDataModule
+from mamllit.cli import program
 from mamllit.runs.wandb_file import contents
-from mamllit.systems import MetaLearner
 
 ROOT = Path(__file__).parents[2]
 SWEEPS = sorted((ROOT / "experiments/sweeps").glob("*.yaml"))
 each_sweep = pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.name)
-
-
-class Parsed(MamllitCLI):
-    """The command line as far as its configuration."""
-
-    def before_instantiate_classes(self) -> None:
-        pass
-
-    def instantiate_classes(self) -> None:
-        pass
 
 
 def read(path: Path) -> tuple[dict, list[str]]:
@@ -53,10 +41,7 @@ def test_every_corner_of_the_grid_parses(path: Path, monkeypatch: pytest.MonkeyP
     names, values = zip(*((name, spec["values"]) for name, spec in sweep["parameters"].items()), strict=True)
     for corner in itertools.product(*((own[0], own[-1]) for own in values)):
         arguments = [*words, *(f"--{name}={value}" for name, value in zip(names, corner, strict=True))]
-        cli = Parsed(
-            MetaLearner, EpisodicDataModule, subclass_mode_data=True, seed_everything_default=0,
-            trainer_defaults=TRAINER_DEFAULTS, args=arguments, run=False,
-        )  # fmt: skip
+        cli = program.read(more=arguments)
         for name, value in zip(names, corner, strict=True):
             assert cli.config[name] == value
         assert sweep["metric"]["name"] == cli.config.checkpoint_best.monitor

@@ -1,6 +1,7 @@
 """Which commands are run for a cell, and which are not run again; the commands themselves are replaced by their effect."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,15 @@ def test_a_finished_training_is_left_alone(steps: int, cell: Cell, options: Opti
     assert called == []
 
 
+@pytest.mark.parametrize("steps", [None, 50])
+def test_a_cell_without_a_training_is_named(steps: int | None, cell: Cell, tmp_path: Path, called: list) -> None:
+    cell.document["trainer"]["max_steps"] = 0
+    command = rf"its max_steps is 0: nothing is trained; `mamllit fit -c {re.escape(str(cell.path))}` tests it"
+    with pytest.raises(Failed, match=command):
+        train(cell, 0, Options(tmp_path / "out", steps))
+    assert called == []
+
+
 def test_a_training_that_stops_early_is_named(cell: Cell, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     fit_reaches(monkeypatch, cell.run_root / "seed_0", 599)
     with pytest.raises(Failed, match=r"seed_0 stopped after 599 of 600 steps; run the same command again to go on"):
@@ -105,7 +115,7 @@ def test_a_training_that_stops_early_is_named(cell: Cell, options: Options, monk
 
 
 def test_a_command_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(Failed, match=r"`mamllit fit -c 'no such file.yaml'` ended with code 2"):
+    with pytest.raises(Failed, match=r"`mamllit fit -c 'no such file.yaml'` ended with code 1"):
         work.mamllit("fit", "-c", "no such file.yaml")
     assert capfd.readouterr().out.startswith("\n$ mamllit fit -c 'no such file.yaml'\n")
 
@@ -113,7 +123,7 @@ def test_a_command_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, capfd: p
 def test_the_newest_run_is_the_highest_version(tmp_path: Path) -> None:
     assert newest_run(tmp_path, 1) == tmp_path / "seed_1"
     for name in ("seed_1", "seed_1_v2", "seed_1_v10", "seed_1_v9", "seed_11_v20", "seed_1_other"):
-        save(tmp_path / name / "checkpoints", 1)
+        save(tmp_path / name, 1)
     (tmp_path / "seed_1_v11").mkdir()  # a fit that was killed before its first checkpoint
     assert newest_run(tmp_path, 1) == tmp_path / "seed_1_v10"
 

@@ -34,7 +34,8 @@ def name_of(path: Path) -> str:
 def cells(row: str, patterns: Sequence[str] = ()) -> list[Path]:
     """The YAMLs that can run with the episodes of a row, in order; those that a shell pattern matches where there are any.
 
-    Others are left out: networks without convolutions, and an oracle, whose inputs are more than x.
+    Others are left out: what is not meta-trained or has no inner steps, networks without convolutions, and an oracle, whose
+    inputs are more than x.
 
     Raises:
         ValueError: for a row that has no cells, or a pattern that matches none.
@@ -44,9 +45,13 @@ def cells(row: str, patterns: Sequence[str] = ()) -> list[Path]:
     fitting = []
     for path in sorted(EXPERIMENTS.glob(f"*/{FILES[row]}")):
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if "model" not in document:  # a sweep
+        method = (document.get("model") or {}).get("method")
+        if method is None or document["trainer"]["max_steps"] == 0:  # a sweep; a pre-training; a method that is only tested
             continue
-        images = document["model"]["method"]["init_args"]["backbone"]["class_path"].endswith("Conv4")
+        arguments = method["init_args"]
+        if "inner_steps" not in arguments:
+            continue
+        images = arguments["backbone"]["class_path"].endswith("Conv4")
         if images == (row != "sine") and not document["data"]["init_args"].get("reveal_task"):
             fitting.append(path)
     for pattern in patterns:
