@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import wandb
 from cli_runs import QUIET, REPOSITORY, short
 from PIL import Image
 
@@ -101,6 +102,7 @@ def test_a_missing_key(said: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     text = said(*short(tmp_path / "runs", "--wandb", "online"))
+    wandb.teardown()  # what W&B read of the environment would hold for every later run of this process
     assert "W&B has no key that it accepts" in text and "`wandb login`" in text and "--wandb offline" in text
     assert not (tmp_path / "runs").exists()
 

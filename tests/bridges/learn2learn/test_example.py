@@ -22,7 +22,7 @@ import runpy
 import numpy as np
 import torch
 
-from mamllit.data import omniglot_source
+from mamllit.data.sources import omniglot as omniglot_source
 from mamllit.data.pool import ClassPool
 
 
