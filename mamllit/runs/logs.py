@@ -98,7 +98,12 @@ def log_early(trainer: L.Trainer) -> None:
     for logger in trainer.loggers:
         if values and logger in EARLY_ABLE and EARLY.get(logger, (None,))[0] != step:
             logger.log_metrics({**values, "epoch": trainer.current_epoch}, step)
-            EARLY[logger] = step, frozenset(values)
+            EARLY[logger] = step, frozenset(name for name in values if not _is_axis(name))
+
+
+def _is_axis(name: str) -> bool:
+    """Whether it places other values, in every row that has some."""
+    return name == "epoch" or name.startswith("trainer/")
 
 
 def _without_early(logger: Logger, metrics: Any, step: int | None) -> dict[str, Any]:
@@ -114,7 +119,7 @@ def _guarded(logger: Logger, name: str, said: set[str]) -> Callable:
         if name == "log_metrics":
             given = dict(zip(("metrics", "step"), args, strict=False)) | kwargs
             left = _without_early(logger, given["metrics"], given.get("step"))
-            if len(left) < len(given["metrics"]) and not set(left) - {"epoch"}:
+            if len(left) < len(given["metrics"]) and all(map(_is_axis, left)):
                 return None
             args, kwargs = (), {**given, "metrics": left}
         with unharmed(logger, said):
