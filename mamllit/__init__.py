@@ -18,7 +18,8 @@ _FROM = {
     "mamllit.backbones": ["MLP", "Conv4", "ResNet12"],
     "mamllit.core.episode": ["Episode", "EpisodeBatch", "Examples"],
     "mamllit.data": [
-        "ClassPool", "EpisodicDataModule", "FrequencySineDataModule", "ImageDataModule", "ImageFolderDataModule",
+        "ClassPool", "ControlDataModule", "EpisodicDataModule", "FrequencySineDataModule", "ImageDataModule",
+        "ImageFolderDataModule",
         "MiniImagenetDataModule", "OmniglotDataModule", "SineDataModule", "SineLineDataModule",
     ],
     "mamllit.inference": ["adapt_folder"],
@@ -29,7 +30,7 @@ _FROM = {
     ],
     "mamllit.objectives": ["Classification", "Regression"],
     "mamllit.pretrained": ["load"],
-    "mamllit.systems": ["EpisodicSystem", "MetaLearner", "PreTrainer"],
+    "mamllit.systems": ["EpisodicSystem", "MetaLearner", "MetaPolicy", "PreTrainer"],
 }  # fmt: skip
 _HOME = {name: module for module, names in _FROM.items() for name in names}
 __all__ = sorted(_HOME)
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from mamllit.core.episode import Episode, EpisodeBatch, Examples
     from mamllit.data import (
         ClassPool,
+        ControlDataModule,
         EpisodicDataModule,
         FrequencySineDataModule,
         ImageDataModule,
@@ -73,7 +75,7 @@ if TYPE_CHECKING:
     )
     from mamllit.objectives import Classification, Regression
     from mamllit.pretrained import load
-    from mamllit.systems import EpisodicSystem, MetaLearner, PreTrainer
+    from mamllit.systems import EpisodicSystem, MetaLearner, MetaPolicy, PreTrainer
 
 
 def __getattr__(name: str) -> Any:

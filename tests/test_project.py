@@ -25,7 +25,7 @@ SOURCES = sorted((ROOT / "mamllit").rglob("*.py"))
 # A room of mamllit/ imports from its own floor and those below.
 FLOORS = {
     **dict.fromkeys(("core", "kernels", "runs"), 1),
-    **dict.fromkeys(("objectives", "backbones", "data", "figures"), 2),
+    **dict.fromkeys(("objectives", "backbones", "data", "figures", "rl"), 2),
     **dict.fromkeys(("methods",), 3),
     **dict.fromkeys(("engine", "pretrained", "bridges"), 4),
     **dict.fromkeys(("systems", "inference"), 5),

@@ -97,7 +97,7 @@ class WandbDashboard(L.Callback):
         for evaluation in pl_module.evaluation_sets:
             names = [r.name for r in pl_module.readings if r.evaluation == evaluation and r.name in pl_module.summaries]
             run.log({f"adaptation/{evaluation.name}": _curve(pl_module, names), **step})
-        if self.episodes and pl_module.evaluation_sets:
+        if self.episodes and pl_module.evaluation_sets and pl_module.holds_examples:
             columns, rows = episode_rows(pl_module, data, pl_module.evaluation_sets[0], self.episodes)
             run.log({"test/episodes": wandb.Table(columns=[*columns], data=[_as_media(row) for row in rows]), **step})
 

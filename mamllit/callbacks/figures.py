@@ -64,6 +64,9 @@ class AdaptationFigures(L.Callback):
         steps = sorted({*asked, learner.report_step})  # with the headline, whatever else is drawn
         for shots, evaluation in {reading.evaluation.shots: reading.evaluation for reading in measured}.items():
             heading = f"{title}, K = {shots}"
+            if not learner.holds_examples:
+                figures |= learner.own_figures(evaluation, heading)
+                continue
             figures[f"adaptation_{shots}shot"] = (
                 _regression(learner.method, data, evaluation, steps, self.episodes, heading)
                 if regression

@@ -124,14 +124,15 @@ class ResultWriter(L.Callback):
         batch_norm = "" if learner.transductive else " (no batch norm)"
         split = f"meta-{learner.evaluation_sets[0].split}" if learner.evaluation_sets else "meta-test"
         title = f"{objective.metric_name} on {split} after n gradient steps{batch_norm}"
-        per_class = " per class" if objective.higher_is_better else ""
+        per_class = " per class" if objective.metric_name == "accuracy" else ""
+        counted = getattr(objective, "counted", "queries")
         table = Table(f"{split} episodes", "", *(f"{s} step{'s' * (s != 1)}" for s in steps), title=title)
         for evaluation in learner.evaluation_sets:
             own = [r for r in learner.readings if r.evaluation == evaluation and r.name in learner.summaries]
             rows = [row for reading in own for row in self._rows(learner, reading, steps)]
             for i, (kind, cells) in enumerate(rows):
                 summary = learner.summaries[own[0].name]
-                label = f"{evaluation.name}\n({summary.episodes} x {evaluation.queries} queries{per_class})"
+                label = f"{evaluation.name}\n({summary.episodes} x {evaluation.queries} {counted}{per_class})"
                 table.add_row(label if i == 0 else "", kind, *cells, end_section=i == len(rows) - 1)
         return table
 

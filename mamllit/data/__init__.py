@@ -1,5 +1,6 @@
 """Episodic data: class pools, the sampler, and one LightningDataModule per data set."""
 
+from mamllit.data.control import ControlDataModule
 from mamllit.data.episodic import EpisodicDataModule, Evaluation, EvaluationSet
 from mamllit.data.image_folder import ImageFolderDataModule
 from mamllit.data.images import ImageDataModule
@@ -14,6 +15,7 @@ from mamllit.data.regression.sine_line import SineLineDataModule
 
 __all__ = [
     "ClassPool",
+    "ControlDataModule",
     "EpisodicDataModule",
     "Evaluation",
     "EvaluationSet",

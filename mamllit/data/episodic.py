@@ -182,7 +182,11 @@ class EpisodicDataModule(L.LightningDataModule, ABC):
     def episodes(self, evaluation: EvaluationSet, first: int = 0, count: int | None = None) -> EpisodeBatch:
         """Episodes of an evaluation set, on the CPU (for figures and for use without a Trainer)."""
         count = evaluation.episodes - first if count is None else count
-        return self.build(self.draw(self.eval_seed, evaluation.split, evaluation.shots, evaluation.queries, first, count))
+        return self.build(self.draw_for(evaluation, first, count))
+
+    def draw_for(self, evaluation: EvaluationSet, first: int, count: int) -> Any:
+        """Numbers for the episodes `first` to `first + count` of an evaluation set."""
+        return self.draw(self.eval_seed, evaluation.split, evaluation.shots, evaluation.queries, first, count)
 
     def inputs(self, evaluation: EvaluationSet, task: int, x: torch.Tensor) -> torch.Tensor:
         """What the network gets for the points `x` [P] of a task of a one-dimensional regression, [P, inputs]: x alone."""
@@ -247,7 +251,7 @@ class EpisodicDataModule(L.LightningDataModule, ABC):
             def draw(batch: int, evaluation: EvaluationSet = evaluation, start: int = start, stop: int = stop) -> Any:
                 first = start + batch * self.eval_batch_size
                 n = min(self.eval_batch_size, stop - first)
-                return self.draw(self.eval_seed, evaluation.split, evaluation.shots, evaluation.queries, first, n)
+                return self.draw_for(evaluation, first, n)
 
             loaders.append(self._loader(_Draws(draw, lambda: 0, -(-(stop - start) // self.eval_batch_size))))
         return loaders

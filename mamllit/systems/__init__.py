@@ -2,6 +2,7 @@
 
 from mamllit.systems.episodic import EpisodicSystem
 from mamllit.systems.meta_learner import MetaLearner
+from mamllit.systems.meta_policy import MetaPolicy
 from mamllit.systems.pretrain import PreTrainer
 
-__all__ = ["EpisodicSystem", "MetaLearner", "PreTrainer"]
+__all__ = ["EpisodicSystem", "MetaLearner", "MetaPolicy", "PreTrainer"]

@@ -5,12 +5,13 @@ summaries, which the callbacks read, are here, the same for all.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from mamllit.core.episode import EpisodeBatch
@@ -55,6 +56,8 @@ class EpisodicSystem(L.LightningModule):
     >>> EpisodicSystem(NearestNeighbour(torch.nn.Flatten(), Classification()), report_step=0).report_step
     0
     """
+
+    holds_examples: ClassVar[bool] = True  # False where an episode holds no examples that could be shown: they come from acting
 
     def __init__(
         self,
@@ -189,6 +192,10 @@ class EpisodicSystem(L.LightningModule):
                     f"the network has {outputs} outputs (out_features), but an episode of the data has {asked} {name}; "
                     "give both the same number"
                 )
+
+    def own_figures(self, evaluation: EvaluationSet, title: str) -> dict[str, Figure]:
+        """Figures of adaptation by name, of a system whose episodes hold no examples."""
+        return {}
 
     def on_validation_epoch_start(self) -> None:
         self._start_evaluation("val")

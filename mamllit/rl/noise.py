@@ -1,0 +1,52 @@
+"""The noise of starts and actions: a pure function of (seed, split, task, stream), the same on any number of processes.
+
+NumPy's Philox (Salmon et al. 2011) is a counter-based generator: its key and counter say which numbers come, there is no state
+to save. `mamllit.data.sampler` draws the tasks themselves in the same manner.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The noise of the tasks with these `numbers` in the stream of tasks of a seed and split.
+
+    Raises:
+        ValueError: for an unknown split or a negative seed.
+
+    >>> from mamllit.rl import Noise
+    >>> Noise(seed=0, split="test", numbers=(3, 4)).normal(0, (20, 2)).shape
+    torch.Size([2, 20, 2])
+    """
+
+    seed: int
+    split: str
+    numbers: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise ValueError(f"split is {self.split!r}; it must be one of {SPLITS}")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; it must be >= 0")
+
+    def normal(self, stream: int, shape: Sequence[int]) -> Tensor:
+        """Standard normal numbers [T, *shape], float32; different streams are independent."""
+        count = math.prod(shape)
+        if not count:
+            return torch.zeros(len(self.numbers), *shape)
+        key = np.array([self.seed, SPLITS.index(self.split)], dtype=np.uint64)
+        words = np.empty((len(self.numbers), -(-count // 2)), dtype=np.uint64)
+        for row, number in zip(words, self.numbers, strict=True):
+            counter = np.array([0, stream, number, 0], dtype=np.uint64)
+            row[:] = np.random.Philox(key=key, counter=counter).random_raw(len(row))
+        bits = torch.from_numpy(words.view(np.uint32)[:, :count] >> np.uint32(8)).to(torch.float32)
+        uniform = (bits + 0.5).mul_(2.0**-23).sub_(1.0)  # in (-1, 1)
+        return torch.erfinv(uniform).mul_(math.sqrt(2)).reshape(-1, *shape)
