@@ -43,7 +43,8 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     if os.geteuid() or subprocess.run(words, capture_output=True).returncode:
         pytest.skip("needs root, to make a small disk of its own")
     yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    while os.path.ismount(folder):
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +63,9 @@ def fill(disk: Path) -> None:
 
 
 def lock(disk: Path) -> None:
-    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    """A disk that has become read-only: a kernel does so whatever is open, `mount -o remount,ro` only where nothing is."""
+    subprocess.run(["mount", "--bind", str(disk), str(disk)], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", str(disk)], check=True)
 
 
 def at(patch: pytest.MonkeyPatch, moments: dict[int, Callable[[], Any]]) -> None:

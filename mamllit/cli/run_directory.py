@@ -10,6 +10,7 @@ import os
 import shutil
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -109,7 +110,8 @@ class RunDirectory:
         elif isinstance(error, Exception) and self.begun():
             durable.keep(self.path / TRACEBACK, "".join(traceback.format_exception(error)))
         if self._lock is not None:
-            (self.path / LOCK).unlink(missing_ok=True)
+            with suppress(OSError):  # on a disk that has become read-only it stays, and what went wrong is told
+                (self.path / LOCK).unlink()
             self._lock.close()
 
 
