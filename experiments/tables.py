@@ -63,6 +63,11 @@ class Cell:
         return replace(self, seeds=seeds) if seeds else None
 
     @property
+    def streamed(self) -> bool:
+        """Whether it is judged by streams, whose table is another."""
+        return any(entry["protocol"].startswith("stream") for entry in self.first["results"].values())
+
+    @property
     def first(self) -> dict[str, Any]:
         return next(iter(self.seeds.values()))
 
@@ -144,6 +149,8 @@ def finished() -> str:
 
     def rows() -> Iterator[list[str]]:
         for cell in filter(None, (cell.finished for cell in cells())):
+            if cell.streamed:
+                continue
             metric, link = cell.first["metric"], f"[{cell.title}](experiments/{cell.name}.yaml)"
             for name, values in cell.published.items():
                 if name not in cell.first["results"]:
@@ -171,7 +178,7 @@ def begun() -> str:
 
     def rows() -> Iterator[list[str]]:
         for cell in cells():
-            if cell.finished:
+            if cell.finished or cell.streamed:
                 continue
             metric = cell.first["metric"]
             step = cell.report_step if _has(cell, cell.report_step) else _last(cell)
@@ -218,7 +225,7 @@ def images() -> str:
 
     def rows() -> Iterator[list[str]]:
         for cell in filter(None, (cell.finished for cell in cells())):
-            if cell.first["metric"] != "accuracy":
+            if cell.first["metric"] != "accuracy" or cell.streamed:
                 continue
             names = list(cell.first["results"])
             for protocol in ("paper", "standard"):
@@ -240,6 +247,22 @@ def images() -> str:
 
     header = ["cell", "seed", "episodes", "inner steps", "transductive", "inductive", "published", "commit"]
     return markdown(header, rows())
+
+
+def streams() -> str:
+    """Methods with a memory: accuracy by presentation, and with a support that stays as it is."""
+    shown = (0, 1, 2, 3, 4, 5, 9)
+
+    def rows() -> Iterator[list[str]]:
+        for cell in (cell for cell in cells() if cell.streamed):
+            name = next(name for name, entry in cell.first["results"].items() if entry["protocol"].startswith("stream"))
+            frozen = [f"{e['shots']}-shot {measured(cell, n, 0)}" for n, e in cell.first["results"].items() if n != name]
+            published = cell.published.get("stream", {})
+            yield [f"`{cell.name}`", length(cell), *(measured(cell, name, step) for step in shown), "; ".join(frozen)]
+            yield ["published", "", *(interval("accuracy", published.get(step), None) for step in shown), ""]
+
+    ordinals = [f"{step + 1}{ {0: 'st', 1: 'nd', 2: 'rd'}.get(step, 'th') }" for step in shown]
+    return markdown(["cell", "iterations done / asked", *ordinals, "fixed support, standard"], rows())
 
 
 def regression() -> str:
@@ -331,6 +354,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "begun": begun,
     "images": images,
     "regression": regression,
+    "streams": streams,
     "speed": speed,
 }
 

@@ -16,16 +16,16 @@ __version__ = "0.1.0"
 
 _FROM = {
     "mamllit.backbones": ["MLP", "Conv4", "ResNet12"],
-    "mamllit.core.episode": ["Episode", "EpisodeBatch", "Examples"],
+    "mamllit.core.episode": ["Episode", "EpisodeBatch", "Examples", "Stream"],
     "mamllit.data": [
         "ClassPool", "ControlDataModule", "EpisodicDataModule", "FrequencySineDataModule", "ImageDataModule",
-        "ImageFolderDataModule",
-        "MiniImagenetDataModule", "OmniglotDataModule", "SineDataModule", "SineLineDataModule",
+        "ImageFolderDataModule", "MiniImagenetDataModule", "OmniglotDataModule", "OmniglotStreamDataModule", "SineDataModule",
+        "SineLineDataModule",
     ],
     "mamllit.inference": ["adapt_folder"],
     "mamllit.methods": [
-        "ANIL", "BMAML", "CAVIA", "IMAML", "LLAMA", "MAML", "PLATIPUS", "FineTuning", "JointTraining", "LinearProbe",
-        "MAMLPlusPlus", "MTNet", "MatchingNetworks", "MetaSGD", "Method", "MultiTask", "NearestNeighbour",
+        "ANIL", "BMAML", "CAVIA", "IMAML", "LLAMA", "MAML", "MANN", "PLATIPUS", "FineTuning", "JointTraining", "LSTMLearner",
+        "LinearProbe", "MAMLPlusPlus", "MTNet", "MatchingNetworks", "MetaSGD", "Method", "MultiTask", "NearestNeighbour",
         "PrototypicalNetworks", "Reptile", "SiameseNetworks",
     ],
     "mamllit.objectives": ["Classification", "Regression"],
@@ -37,7 +37,7 @@ __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
     from mamllit.backbones import MLP, Conv4, ResNet12
-    from mamllit.core.episode import Episode, EpisodeBatch, Examples
+    from mamllit.core.episode import Episode, EpisodeBatch, Examples, Stream
     from mamllit.data import (
         ClassPool,
         ControlDataModule,
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         ImageFolderDataModule,
         MiniImagenetDataModule,
         OmniglotDataModule,
+        OmniglotStreamDataModule,
         SineDataModule,
         SineLineDataModule,
     )
@@ -58,10 +59,12 @@ if TYPE_CHECKING:
         IMAML,
         LLAMA,
         MAML,
+        MANN,
         PLATIPUS,
         FineTuning,
         JointTraining,
         LinearProbe,
+        LSTMLearner,
         MAMLPlusPlus,
         MatchingNetworks,
         MetaSGD,

@@ -97,20 +97,23 @@ class WandbDashboard(L.Callback):
         for evaluation in pl_module.evaluation_sets:
             names = [r.name for r in pl_module.readings if r.evaluation == evaluation and r.name in pl_module.summaries]
             run.log({f"adaptation/{evaluation.name}": _curve(pl_module, names), **step})
-        if self.episodes and pl_module.evaluation_sets and pl_module.holds_examples:
-            columns, rows = episode_rows(pl_module, data, pl_module.evaluation_sets[0], self.episodes)
+        sets = [evaluation for evaluation in pl_module.evaluation_sets if not evaluation.stream]
+        if self.episodes and sets and pl_module.holds_examples:
+            columns, rows = episode_rows(pl_module, data, sets[0], self.episodes)
             run.log({"test/episodes": wandb.Table(columns=[*columns], data=[_as_media(row) for row in rows]), **step})
 
 
 def _curve(learner: EpisodicSystem, names: list[str]) -> Any:
-    """Mean over the episodes after 0, 1, ... inner steps, and the ends of the 95% interval, one line each."""
+    """Mean over the episodes after 0, 1, ... inner steps (or what else the method counts), and the ends of the 95% interval,
+    one line each."""
+    counted = {"gradient steps": "inner steps"}.get(learner.method.counted, learner.method.counted)
     metric, ys, keys = learner.method.objective.metric_name, [], []
     for name in names:
         summary = learner.summaries[name]
         ys += [summary.mean.tolist(), (summary.mean - summary.ci95).tolist(), (summary.mean + summary.ci95).tolist()]
         keys += [name, f"{name}, 95% low", f"{name}, 95% high"]
     steps = list(range(max(map(len, ys))))
-    return wandb.plot.line_series(steps, ys, keys, title=f"{metric} against inner steps", xname="inner steps")
+    return wandb.plot.line_series(steps, ys, keys, title=f"{metric} against {counted}", xname=counted)
 
 
 def _histogram(values: torch.Tensor) -> wandb.Histogram:

@@ -13,9 +13,10 @@ from mamllit.core.episode import Episode
 from mamllit.core.tree import item, tree_map
 from mamllit.data import EpisodicDataModule, EvaluationSet, ImageDataModule
 from mamllit.engine.evaluation import ordinary
-from mamllit.figures.plotting import classification_adaptation, learning_curve, regression_adaptation
+from mamllit.figures.plotting import classification_adaptation, learning_curve, regression_adaptation, stream_answers
 from mamllit.figures.sample_plots import mask_probabilities, step_sizes
 from mamllit.methods import Method
+from mamllit.methods.parts.streams import StreamMethod
 from mamllit.runs.logs import unharmed
 from mamllit.systems.episodic import EpisodicSystem
 
@@ -59,10 +60,13 @@ class AdaptationFigures(L.Callback):
         metric, regression = learner.method.objective.metric_name, not learner.method.objective.higher_is_better
         measured = [reading for reading in learner.readings if reading.name in learner.summaries]
         curves = {reading.name: learner.summaries[reading.name] for reading in measured}
-        figures = {"learning_curve": learning_curve(curves, metric, f"{title}, meta-test", regression)}
+        figures = {"learning_curve": learning_curve(curves, metric, f"{title}, meta-test", regression, learner.method.counted)}
         asked = [s for s in self.steps if s <= learner.eval_steps] or [0, learner.eval_steps]
         steps = sorted({*asked, learner.report_step})  # with the headline, whatever else is drawn
         for shots, evaluation in {reading.evaluation.shots: reading.evaluation for reading in measured}.items():
+            if isinstance(learner.method, StreamMethod) and evaluation.stream:
+                figures["stream"] = _stream(learner.method, data, evaluation, title)
+                continue
             heading = f"{title}, K = {shots}"
             if not learner.holds_examples:
                 figures |= learner.own_figures(evaluation, heading)
@@ -101,6 +105,14 @@ def _regression(
     predictions = {s: torch.stack(values) for s, values in curves.items()}
     support = batch.support
     return regression_adaptation(x.cpu(), torch.stack(truth), support.x[..., 0], support.y[..., 0], predictions, title)
+
+
+def _stream(method: StreamMethod, data: EpisodicDataModule, evaluation: EvaluationSet, title: str) -> Figure:
+    device = next(method.parameters(), torch.empty(0)).device
+    stream = tree_map(lambda tensor: tensor.to(device), item(data.episodes(evaluation, 0, 1).episodes, 0)).query
+    with torch.no_grad():
+        answers = method.answers(stream).argmax(-1)
+    return stream_answers(stream.x.cpu(), stream.y.cpu(), answers.cpu(), title, ink_is_1(data))
 
 
 def ink_is_1(data: EpisodicDataModule) -> bool:

@@ -123,10 +123,12 @@ class ResultWriter(L.Callback):
         steps = [s for s in self.table_steps if s <= learner.eval_steps]
         batch_norm = "" if learner.transductive else " (no batch norm)"
         split = f"meta-{learner.evaluation_sets[0].split}" if learner.evaluation_sets else "meta-test"
-        title = f"{objective.metric_name} on {split} after n gradient steps{batch_norm}"
+        along = learner.method.counted
+        title = f"{objective.metric_name} on {split} after n {along}{batch_norm}"
         per_class = " per class" if objective.metric_name == "accuracy" else ""
         counted = getattr(objective, "counted", "queries")
-        table = Table(f"{split} episodes", "", *(f"{s} step{'s' * (s != 1)}" for s in steps), title=title)
+        unit = " step" if along == "gradient steps" else ""
+        table = Table(f"{split} episodes", "", *(f"{s}{unit}{'s' * (s != 1 and unit != '')}" for s in steps), title=title)
         for evaluation in learner.evaluation_sets:
             own = [r for r in learner.readings if r.evaluation == evaluation and r.name in learner.summaries]
             rows = [row for reading in own for row in self._rows(learner, reading, steps)]
@@ -139,10 +141,11 @@ class ResultWriter(L.Callback):
     def _rows(self, learner: EpisodicSystem, reading: Reading, steps: list[int]) -> list[tuple[str, list[str]]]:
         summary = learner.summaries[reading.name]
         norm = reading.batch_norm or "mean"
-        rows = [(f"{norm} ± 95%", [f"{summary.mean[s]:.4g} ± {summary.ci95[s]:.2g}" for s in steps])]
+        reached = [s for s in steps if s < len(summary.mean)]  # a method without inner loop has one value, at 0
+        rows = [(f"{norm} ± 95%", [f"{summary.mean[s]:.4g} ± {summary.ci95[s]:.2g}" for s in reached])]
         if not learner.method.objective.higher_is_better:
-            rows.append(("median", [f"{summary.median[s]:.4g}" for s in steps]))
-            rows.append(("diverged", [f"{100 * summary.diverged[s]:.2f}%" for s in steps]))
+            rows.append(("median", [f"{summary.median[s]:.4g}" for s in reached]))
+            rows.append(("diverged", [f"{100 * summary.diverged[s]:.2f}%" for s in reached]))
         if published := self.published.get(reading.name):
             ci95 = self.published_ci95.get(reading.name, {})
             cells = [_with_interval(published.get(s), ci95.get(s)) for s in steps]

@@ -12,6 +12,7 @@ from mamllit.data.preparation import Preparation
 from mamllit.data.regression.frequency_sine import FrequencySineDataModule
 from mamllit.data.regression.sine import SineDataModule
 from mamllit.data.regression.sine_line import SineLineDataModule
+from mamllit.data.streams import OmniglotStreamDataModule
 
 __all__ = [
     "ClassPool",
@@ -24,6 +25,7 @@ __all__ = [
     "ImageFolderDataModule",
     "MiniImagenetDataModule",
     "OmniglotDataModule",
+    "OmniglotStreamDataModule",
     "PlainBatch",
     "PlainBatches",
     "Preparation",

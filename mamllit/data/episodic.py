@@ -31,7 +31,8 @@ class EvaluationSet:
     """A fixed set of evaluation episodes.
 
     `name` is what is logged and printed, e.g. "paper" or "paper/5-shot"; episodes 0 to `episodes` of `split` of `ways`
-    classes, with `shots` support and `queries` query examples of each.
+    classes, with `shots` support and `queries` query examples of each. `stream`: L, where each is a stream of so many
+    examples, with no support; 0 for episodes.
 
     >>> from mamllit import SineDataModule
     >>> [evaluation.name for evaluation in SineDataModule(test_shots=[5, 10]).evaluation_sets("test")]
@@ -45,6 +46,7 @@ class EvaluationSet:
     queries: int
     episodes: int
     ways: int = 1
+    stream: int = 0
 
     def measured(self, episodes: int) -> "EvaluationSet":
         """This set as far as it was evaluated, with the number in the name where the Trainer's limits cut it short."""

@@ -5,7 +5,7 @@ of the data module: weights that know ink as 1 are at a loss where paper is 1, a
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -68,6 +68,19 @@ def omniglot(resize: str) -> Preparation:
     return Preparation(28, 1, invert=True)
 
 
+LARGE = 35  # side of the images that are jittered, a third of a drawing's
+
+
+def omniglot_streams(image_size: int, jitter: bool, resize: str) -> Preparation:
+    """Those of `OmniglotStreamDataModule`."""
+    return replace(omniglot("antialias" if jitter else resize), image_size=image_size)
+
+
+def _omniglot_streams(arguments: Mapping[str, Any]) -> Preparation:
+    given = {"image_size": 28, "jitter": False, "resize": "nearest", **arguments}
+    return omniglot_streams(int(given["image_size"]), bool(given["jitter"]), given["resize"])
+
+
 def _omniglot(arguments: Mapping[str, Any]) -> Preparation:
     return omniglot(arguments.get("resize", "nearest"))
 
@@ -83,6 +96,7 @@ def _image_folder(arguments: Mapping[str, Any]) -> Preparation:
 
 KNOWN: dict[str, Callable[[Mapping[str, Any]], Preparation]] = {
     "OmniglotDataModule": _omniglot,
+    "OmniglotStreamDataModule": _omniglot_streams,
     "MiniImagenetDataModule": _mini_imagenet,
     "ImageFolderDataModule": _image_folder,
 }

@@ -41,8 +41,11 @@ def regression_adaptation(
     return figure
 
 
-def learning_curve(summaries: Mapping[str, Summary], metric: str, title: str, diverging: bool) -> Figure:
-    """The metric against the number of gradient steps, one line per evaluation set, with its 95% interval.
+def learning_curve(
+    summaries: Mapping[str, Summary], metric: str, title: str, diverging: bool, counted: str = "gradient steps"
+) -> Figure:
+    """The metric against the number of gradient steps, or what else is `counted`, one line per evaluation set, with its 95%
+    interval.
 
     Args:
         diverging: draw the median (dashed) beside the mean, for metrics that a few diverged episodes can carry away.
@@ -54,7 +57,7 @@ def learning_curve(summaries: Mapping[str, Summary], metric: str, title: str, di
         axes.errorbar(steps, summary.mean, yerr=summary.ci95, color=color, capsize=2, marker="o", markersize=3, label=name)
         if diverging:
             axes.plot(steps, summary.median, "--", color=color, linewidth=1)
-    axes.set_xlabel("gradient steps" + (" (dashed: median)" if diverging else ""))
+    axes.set_xlabel(counted + (" (dashed: median)" if diverging else ""))
     axes.set_ylabel(metric)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if diverging:
@@ -63,6 +66,34 @@ def learning_curve(summaries: Mapping[str, Summary], metric: str, title: str, di
     axes.legend(fontsize=7)
     axes.set_title(title, fontsize=10)
     return figure
+
+
+def stream_answers(images: Tensor, labels: Tensor, answers: Tensor, title: str, dark_on_light: bool = False) -> Figure:
+    """A stream of images, ten in a row, each with its label and in red what was answered instead.
+
+    Args:
+        images: [L, C, H, W].
+        labels, answers: [L].
+        dark_on_light: 1 is drawn black, as ink.
+    """
+    rows = -(-len(images) // 10)
+    figure = Figure(figsize=(8, 0.95 * rows + 0.5), layout="constrained")
+    for i, image in enumerate(images):
+        axes = figure.add_subplot(rows, 10, i + 1)
+        show_image(axes, image, dark_on_light)
+        label, answer = int(labels[i]), int(answers[i])
+        right = label == answer
+        axes.set_title(f"{label}" if right else f"{label}, not {answer}", fontsize=7, color="#1e8449" if right else "#c0392b")
+    figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def show_image(axes: Any, image: Tensor, dark_on_light: bool) -> None:
+    """Draw an image [C, H, W] in [0, 1] without ticks."""
+    picture = (1 - image if dark_on_light else image).permute(1, 2, 0)
+    axes.imshow(picture if picture.shape[-1] == 3 else picture[..., 0], cmap="gray", vmin=0, vmax=1)
+    axes.set_xticks([])
+    axes.set_yticks([])
 
 
 def classification_adaptation(
@@ -90,10 +121,7 @@ def classification_adaptation(
 
     def show(cell: Any, image: Tensor, label: str) -> None:
         axes = figure.add_subplot(cell)
-        picture = (1 - image if dark_on_light else image).permute(1, 2, 0)
-        axes.imshow(picture if picture.shape[-1] == 3 else picture[..., 0], cmap="gray", vmin=0, vmax=1)
-        axes.set_xticks([])
-        axes.set_yticks([])
+        show_image(axes, image, dark_on_light)
         axes.set_title(label, fontsize=7)
 
     for way in range(ways):

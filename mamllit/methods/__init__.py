@@ -11,6 +11,7 @@ from mamllit.methods.linear_probe import LinearProbe
 from mamllit.methods.llama import LLAMA
 from mamllit.methods.maml import MAML
 from mamllit.methods.maml_plus_plus import MAMLPlusPlus
+from mamllit.methods.mann import MANN, LSTMLearner
 from mamllit.methods.matching import MatchingNetworks
 from mamllit.methods.meta_sgd import MetaSGD
 from mamllit.methods.mt_net import MTNet
@@ -28,10 +29,12 @@ __all__ = [
     "IMAML",
     "LLAMA",
     "MAML",
+    "MANN",
     "PLATIPUS",
     "FineTuning",
     "InnerLoopMethod",
     "JointTraining",
+    "LSTMLearner",
     "LinearProbe",
     "MAMLPlusPlus",
     "MTNet",

@@ -22,10 +22,12 @@ from mamllit.methods import (
     IMAML,
     LLAMA,
     MAML,
+    MANN,
     PLATIPUS,
     FineTuning,
     JointTraining,
     LinearProbe,
+    LSTMLearner,
     MAMLPlusPlus,
     MatchingNetworks,
     MetaSGD,
@@ -64,6 +66,8 @@ ENTRIES: dict[type[Method], Callable[[], Method]] = {
     MatchingNetworks: lambda: MatchingNetworks(
         MLP(SIDE * SIDE, [6], 5, norm=True), Classification(), "attention", 5.0, context_steps=2, features=5
     ),
+    LSTMLearner: lambda: LSTMLearner(MLP(SIDE * SIDE, [6], 5, norm=True), Classification(), 5, WAYS, 4),
+    MANN: lambda: MANN(MLP(SIDE * SIDE, [6], 5, norm=True), Classification(), 5, WAYS, 4, 6, 4, 2),
     NearestNeighbour: lambda: NearestNeighbour(MLP(SIDE * SIDE, [6], 5, norm=True), Classification()),
     PrototypicalNetworks: lambda: PrototypicalNetworks(MLP(SIDE * SIDE, [6], 5, norm=True), Classification()),
     SiameseNetworks: lambda: SiameseNetworks(MLP(SIDE * SIDE, [6], 5, norm=True), Classification(), features=5),
