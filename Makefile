@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check
 PACKAGE := setup.cfg pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint types docs wheel clean
+.PHONY: help demo demo-rl test test-all lint types docs wheel clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -22,6 +22,9 @@ help: ## this list
 
 demo: $(VENV)/.installed-core ## MAML on sine waves in about a minute; results and figures in runs/demo
 	$(BIN)/mamllit fit -c experiments/demo.yaml $(DEMO_ARGS)
+
+demo-rl: $(VENV)/.installed-core ## MAML on 2D navigation in about two minutes; results and figures in runs/demo_rl
+	$(BIN)/mamllit fit -c experiments/demo_rl.yaml $(DEMO_ARGS)
 
 test: $(VENV)/.installed-test ## the quick tests (MAMLLIT_OMNIGLOT=DIR, MAMLLIT_MINI_IMAGENET=DIR add those that need the images)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)

@@ -16,7 +16,7 @@ from mamllit.rl.objective import Happened, PolicyGradient, pack
 from mamllit.rl.trajectories import Trajectories, check_finite, diverged, rollout
 from mamllit.rl.worlds import World
 
-ROWS = 2**14  # steps of the trajectories that run through the network at once: more leave the cache
+ROWS = 2**13  # steps of the trajectories that run through the network at once: more leave the cache
 
 
 @runtime_checkable

@@ -43,6 +43,7 @@ class PolicyStep:
         self.method, self.practice, self.parameters, self.reduce = method, practice, list(parameters), reduce
         self.curvature, self.offset = curvature, offset
         self.objective: PolicyGradient = method.objective
+        self._loss: Tensor | None = None
         self._graphs: list[tuple[Tensor, Tensor, tuple[Tensor, ...], Tensor]] | None = None
 
     def outputs(self, supports: Sequence[Examples], query: Examples) -> Tensor:
@@ -67,7 +68,12 @@ class PolicyStep:
             total += loss.detach()
             for value, part in zip(gradient, parts, strict=True):
                 value += part
+        self._loss = total
         return total, gradient
+
+    def begin(self) -> Tensor:
+        """The mean loss of all processes where the step begins."""
+        return self.reduce(self.gradient()[0] if self._loss is None else self._loss)
 
     @torch.no_grad()
     def judge(self) -> tuple[Tensor, Tensor]:

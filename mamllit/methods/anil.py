@@ -67,18 +67,28 @@ class ANIL(Method):
         self.head = Head(head, backbone)
         self.adapted = adapted_parameters(backbone.head) if own else list(self.head.names)  # type: ignore[arg-type]
 
+    def start(self, ways: int) -> Params:
+        """The head before any step."""
+        return self._start(ways, next(self.backbone.parameters()))
+
+    def step(self, state: Params, support: Examples) -> Params:
+        """One more inner step by itself, for whom each has a support of its own (`MetaPolicy`)."""
+        return self._stepped(state, self._features(support.x), support)
+
     def trajectory(self, support: Examples, steps: int) -> list[Params]:
         if steps < 0:
             raise ValueError(f"steps is {steps}; the inner loop needs a number of steps >= 0")
         features = self._features(support.x)
+        states = [self._start(support.ways, features)]
+        for _ in range(steps):
+            states.append(self._stepped(states[-1], features, support))
+        return states
 
+    def _stepped(self, state: Params, features: Tensor, support: Examples) -> Params:
         def support_loss(params: Params) -> Tensor:
             return task_loss(self.objective, self._head(params, features), support, support, self.reduction)
 
-        states = [self._start(support.ways, features)]
-        for _ in range(steps):
-            states.append(gradient_step(support_loss, states[-1], states[-1], self.inner_lr, self.first_order))
-        return states
+        return gradient_step(support_loss, state, state, self.inner_lr, self.first_order)
 
     def adapt(self, support: Examples, steps: int | None = None) -> Params:
         return self.trajectory(support, self.inner_steps if steps is None else steps)[-1]

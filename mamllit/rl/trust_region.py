@@ -15,6 +15,9 @@ from torch import Tensor
 class Problem(Protocol):
     """What a step is made on. Both speak of the optimised parameters, as one vector [P], in their order."""
 
+    def begin(self) -> Tensor:
+        """The loss where the step begins, a scalar."""
+
     def product(self, vector: Tensor) -> Tensor:
         """The curvature of the divergence where the step begins, times a vector; [P]."""
 
@@ -65,6 +68,7 @@ class TrustRegion(torch.optim.Optimizer):
     >>> import torch
     >>> from mamllit.rl import TrustRegion
     >>> class Bowl:  # loss x.x / 2 + x_0, divergence |x - begin|^2 / 2
+    ...     def begin(self): return torch.tensor(2.0)
     ...     def product(self, vector): return vector
     ...     def judge(self): return x @ x / 2 + x[0], (x - torch.ones(2)).square().sum() / 2
     >>> x = torch.ones(2, requires_grad=True)
@@ -128,7 +132,7 @@ class TrustRegion(torch.optim.Optimizer):
 
         direction = conjugate_gradients(curvature, gradient, settings["iterations"])
         length = (2 * settings["max_kl"] / (direction @ curvature(direction) + 1e-8)).clamp(min=0).sqrt()
-        before, _ = problem.judge()
+        before = problem.begin()
         for shortened in range(settings["tries"]):
             _fill(params, begin - settings["backtracking"] ** shortened * length * direction)
             loss, kl = problem.judge()

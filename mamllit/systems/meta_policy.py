@@ -73,8 +73,8 @@ class MetaPolicy(EpisodicSystem):
             raise ValueError("; ".join(wrong))
         if not isinstance(method, StepByStep):
             raise ValueError(
-                f"{type(method).__name__} has no `start` and `step`, so that it cannot act between two inner steps; use MAML "
-                "(with `frozen`: ANIL), Meta-SGD, CAVIA or another method that has them"
+                f"{type(method).__name__} has no `start` and `step`, so that it cannot act between two inner steps; use MAML, "
+                "ANIL, Meta-SGD, CAVIA or another method that has them"
             )
         if not isinstance(method.objective, PolicyGradient):
             raise ValueError(

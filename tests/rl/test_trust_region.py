@@ -16,17 +16,20 @@ class Quadratic:
 
     def __init__(self, params: list[Tensor], bend: float = 0.0, steeper: float = 1.0) -> None:
         self.params, self.bend, self.steeper = params, bend, steeper
-        self.begin = self.x.clone()
+        self.start = self.x.clone()
 
     @property
     def x(self) -> Tensor:
         return torch.cat([value.detach().reshape(-1) for value in self.params])
 
+    def begin(self) -> Tensor:
+        return self.judge()[0]
+
     def product(self, vector: Tensor) -> Tensor:
         return METRIC @ vector
 
     def judge(self) -> tuple[Tensor, Tensor]:
-        off = self.x - self.begin
+        off = self.x - self.start
         return SLOPE @ self.x + self.bend * self.x @ self.x / 2, self.steeper * off @ METRIC @ off / 2
 
 
