@@ -24,13 +24,13 @@ _FROM = {
     ],
     "mamllit.inference": ["adapt_folder"],
     "mamllit.methods": [
-        "ANIL", "BMAML", "CAVIA", "IMAML", "LLAMA", "MAML", "MANN", "PLATIPUS", "FineTuning", "JointTraining", "LSTMLearner",
-        "LinearProbe", "MAMLPlusPlus", "MTNet", "MatchingNetworks", "MetaSGD", "Method", "MultiTask", "NearestNeighbour",
-        "PrototypicalNetworks", "Reptile", "SiameseNetworks",
+        "ANIL", "BMAML", "CAVIA", "IMAML", "LLAMA", "MAML", "MANN", "PLATIPUS", "FineTuning", "JointTraining",
+        "LSTMLearner", "LinearProbe", "MAMLPlusPlus", "MTNet", "MatchingNetworks", "MemoryModule", "MetaSGD", "Method",
+        "MultiTask", "NearestNeighbour", "PrototypicalNetworks", "Reptile", "SiameseNetworks",
     ],
     "mamllit.objectives": ["Classification", "Regression"],
     "mamllit.pretrained": ["load"],
-    "mamllit.systems": ["EpisodicSystem", "MetaLearner", "MetaPolicy", "PreTrainer"],
+    "mamllit.systems": ["EpisodicSystem", "MemoryStream", "MetaLearner", "MetaPolicy", "PreTrainer"],
 }  # fmt: skip
 _HOME = {name: module for module, names in _FROM.items() for name in names}
 __all__ = sorted(_HOME)
@@ -67,6 +67,7 @@ if TYPE_CHECKING:
         LSTMLearner,
         MAMLPlusPlus,
         MatchingNetworks,
+        MemoryModule,
         MetaSGD,
         Method,
         MTNet,
@@ -78,7 +79,7 @@ if TYPE_CHECKING:
     )
     from mamllit.objectives import Classification, Regression
     from mamllit.pretrained import load
-    from mamllit.systems import EpisodicSystem, MetaLearner, MetaPolicy, PreTrainer
+    from mamllit.systems import EpisodicSystem, MemoryStream, MetaLearner, MetaPolicy, PreTrainer
 
 
 def __getattr__(name: str) -> Any:

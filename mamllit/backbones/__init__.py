@@ -1,9 +1,10 @@
 """Plain networks, as the papers define them. Nothing here knows what an episode is."""
 
 from mamllit.backbones.conv4 import Conv4, SameConv2d
+from mamllit.backbones.conv_pairs import ConvPairs
 from mamllit.backbones.heads import CosineHead
 from mamllit.backbones.mlp import MLP
 from mamllit.backbones.norm import BatchStatNorm
 from mamllit.backbones.resnet12 import ResNet12
 
-__all__ = ["MLP", "BatchStatNorm", "Conv4", "CosineHead", "ResNet12", "SameConv2d"]
+__all__ = ["MLP", "BatchStatNorm", "Conv4", "ConvPairs", "CosineHead", "ResNet12", "SameConv2d"]

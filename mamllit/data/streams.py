@@ -7,12 +7,13 @@ others of its class have come.
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from mamllit.core.episode import Episode, EpisodeBatch, Examples, Stream
 from mamllit.data.episodic import EvaluationSet, Protocol, TestEpisodes
@@ -37,6 +38,28 @@ class StreamDraw(NamedTuple):
     turns: Tensor
     jitter: Tensor
     split: Tensor
+
+
+class PresentationDraw(NamedTuple):
+    """The images at one `place` (scalar) of T streams, [T, 1]; otherwise as `StreamDraw`."""
+
+    number: Tensor
+    image: Tensor
+    label: Tensor
+    turns: Tensor
+    jitter: Tensor
+    split: Tensor
+    place: Tensor
+
+
+class Presentation(NamedTuple):
+    """What T streams show at the same time: the images `x` [T, C, H, W] at one `place` of each, and their labels `y` [T];
+    `number` [T] of the streams."""
+
+    number: Tensor
+    place: int
+    x: Tensor
+    y: Tensor
 
 
 def draw_streams(
@@ -91,6 +114,8 @@ class OmniglotStreamDataModule(ImageDataModule):
         jitter: turn each image of a stream by up to pi / 16 and shift it by up to 10 of its 105 pixels in x and y, and
             reduce it then (Santoro et al. 2016, in every split). It is done on images of 35 x 35; the paper's way is not known.
         resize: of images without jitter, see `OmniglotDataModule`.
+        presentations: a training step gets one presentation of all its streams, a `Presentation`, not whole streams (for
+            `mamllit.systems.MemoryStream`); L steps make one round of streams.
         meta_batch_size: streams per meta-update over all ranks.
         test_streams: streams of the set "stream" in a test.
         test_shots: K of the ordinary episodes of a test.
@@ -131,6 +156,7 @@ class OmniglotStreamDataModule(ImageDataModule):
         eval_batch_size: int = 50,
         num_workers: int = 0,
         test_shots: Sequence[int] = (1,),
+        presentations: bool = False,
     ) -> None:
         if length < ways:
             raise ValueError(f"length is {length} and ways is {ways}; a stream shows each class at least once: length >= ways")
@@ -148,7 +174,7 @@ class OmniglotStreamDataModule(ImageDataModule):
         )  # fmt: skip
         self.root, self.split, self.resize, self.download = root, split, resize, download
         self.length, self.order, self.image_size, self.jitter = length, order, image_size, jitter
-        self.test_streams = test_streams
+        self.test_streams, self.presentations = test_streams, presentations
         self.shots = 0  # of a training or validation stream: nothing is shown beforehand
 
     # ---- the images ----------------------------------------------------------------------------------------------------
@@ -192,6 +218,32 @@ class OmniglotStreamDataModule(ImageDataModule):
         return draw_streams(
             self.pools[split].offsets, self.ways, self.length, self.order, seed=seed, split=split, first=first, count=count
         )
+
+    def train_dataloader(self) -> DataLoader:
+        if not self.presentations:
+            return super().train_dataloader()
+        rank, world = self._world()
+        share = self.meta_batch_size // world
+        known: dict[int, StreamDraw] = {}
+
+        def draw(step: int) -> PresentationDraw:
+            streams, place = divmod(step, self.length)
+            if streams not in known:
+                known.clear()
+                first = streams * self.meta_batch_size + rank * share
+                known[streams] = self.draw(self.seed, "train", 0, self.queries, first, share)  # type: ignore[assignment]
+            number, *columns, split = known[streams]
+            image, label, turns, jitter = (column[:, place : place + 1] for column in columns)
+            return PresentationDraw(number, image, label, turns, jitter, split, torch.tensor(place))
+
+        return self._training_loader(draw)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> EpisodeBatch | Presentation:  # type: ignore[override]
+        if not isinstance(batch, PresentationDraw):
+            return self.build(batch)
+        pool = self._images(SPLITS[int(batch.split)], batch.image.device)
+        x = self._seen(pool[batch.image], batch.turns, batch.jitter)
+        return Presentation(batch.number, int(batch.place), x[:, 0], batch.label[:, 0])
 
     def build(self, drawn: StreamDraw | ImageDraw) -> EpisodeBatch:  # type: ignore[override]
         pool = self._images(SPLITS[int(drawn.split)], drawn.image.device)

@@ -13,6 +13,7 @@ from mamllit.methods.maml import MAML
 from mamllit.methods.maml_plus_plus import MAMLPlusPlus
 from mamllit.methods.mann import MANN, LSTMLearner
 from mamllit.methods.matching import MatchingNetworks
+from mamllit.methods.memory_module import MemoryModule
 from mamllit.methods.meta_sgd import MetaSGD
 from mamllit.methods.mt_net import MTNet
 from mamllit.methods.multi_task import MultiTask
@@ -39,6 +40,7 @@ __all__ = [
     "MAMLPlusPlus",
     "MTNet",
     "MatchingNetworks",
+    "MemoryModule",
     "MetaSGD",
     "Method",
     "MultiTask",

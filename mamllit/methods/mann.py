@@ -23,8 +23,6 @@ uniform.
 
     >>> import torch
     >>> from mamllit import MANN, Classification, Stream
-    >>> torch.manual_seed(0)
-    <torch._C.Generator object at ...>
     >>> method = MANN(torch.nn.Identity(), Classification(), features=9, ways=3, hidden=8, slots=6, width=4, heads=2)
     >>> stream = Stream.of(torch.rand(12, 1, 3, 3), torch.arange(12) % 3, ways=3)
     >>> method.answers(stream.query).shape  # one answer per image, each before its label is shown

@@ -8,10 +8,11 @@ from mamllit.data import ClassPool, OmniglotStreamDataModule, Preparation
 class ToyStreams(OmniglotStreamDataModule):
     """Streams of 12 of the images of `ToyImages`."""
 
-    def __init__(self, root: str = "", meta_batch_size: int = 4, length: int = 12) -> None:
+    def __init__(self, root: str = "", meta_batch_size: int = 4, length: int = 12, presentations: bool = False) -> None:
         super().__init__(
             root, ways=3, length=length, order="rounds", image_size=SIDE, meta_batch_size=meta_batch_size, standard_queries=2,
             val_episodes=4, test_streams=4, test_episodes=5, eval_batch_size=2, test_shots=(1, 2), rotate=False,
+            presentations=presentations,
         )  # fmt: skip
 
     def stored(self) -> Preparation:
