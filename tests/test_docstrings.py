@@ -6,18 +6,30 @@ import inspect
 import pkgutil
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 
 import mamllit
 
-ROOMS = ("backbones", "core.episode", "data", "methods", "objectives", "systems")
-BASES = {"EpisodicDataModule", "EpisodeBatch", "ImageDataModule", "InnerLoopMethod", "Method", "Objective"}  # to derive from
+ROOMS = ("backbones", "core.episode", "data", "methods", "objectives", "rl", "systems")
+BASES = {
+    "EpisodicDataModule",
+    "EpisodeBatch",
+    "ImageDataModule",
+    "InnerLoopMethod",
+    "Method",
+    "Objective",
+    "Distribution",
+    "World",
+}  # to derive from
 PLAIN = {"Evaluation", "PlainBatch", "PlainBatches", "Preparation"}  # records
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(mamllit.__path__, "mamllit.")
-    if not module.name.endswith("__main__") and ".bridges" not in module.name
+    if not module.name.endswith("__main__")
+    and ".bridges" not in module.name
+    and (find_spec("mujoco") is not None or not module.name.endswith((".worlds.locomotion", ".worlds.gym")))  # of an extra
 )
 
 
