@@ -93,8 +93,8 @@ class Regression:
         return outputs.mean(0)
 
 
-def reduced_loss(objective: Objective, output: Tensor, examples: Examples, shots: int, reduction: Reduction) -> Tensor:
-    """The loss of n examples as `mean`, or as `sum_over_shots`: their sum divided by the shots K of the support.
+def task_loss(objective: Objective, output: Tensor, examples: Examples, support: Examples, reduction: Reduction) -> Tensor:
+    """The loss of `output` on n `examples` of a task as `mean`, or `sum_over_shots`: their sum by the shots K of the `support`.
 
     The MAML authors' code sums the per-example losses and divides by K, for support and query alike (cbfinn/maml, `xent`
     and `mse`), so a support loss is N times the mean cross-entropy. With `mean`, the same inner step needs N times the alpha.
@@ -102,4 +102,4 @@ def reduced_loss(objective: Objective, output: Tensor, examples: Examples, shots
     loss = objective.loss(output, examples.y)
     if reduction == "mean":
         return loss
-    return loss * (examples.x.shape[0] / shots)
+    return loss * (examples.x.shape[0] / support.per_class)

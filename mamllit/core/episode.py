@@ -4,7 +4,7 @@ T tasks (episodes) in a meta-batch, N ways (classes), K shots (support examples 
 C x H x W an image. A regression episode has N = 1. An episode knows nothing of how it was made.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -52,6 +52,10 @@ class Examples:
             raise ValueError(f"{n} examples of {self.ways} ways: no equal number per class; give each class as many")
         return n // self.ways
 
+    def task(self, i: int) -> "Examples":
+        """Task `i` of a batch."""
+        return replace(self, x=self.x[i], y=self.y[i])
+
     def joined(self, more: "Examples") -> "Examples":
         """The examples of one task and `more` of the same classes, one after another."""
         return Examples(torch.cat([self.x, more.x]), torch.cat([self.y, more.y]), self.ways)
@@ -86,6 +90,10 @@ class Episode(NamedTuple):
     def queries(self) -> int:
         """Q of one task."""
         return self.query.per_class
+
+    def tasks(self) -> list["Episode"]:
+        """The T episodes of a batch, one by one."""
+        return [Episode(self.support.task(i), self.query.task(i)) for i in range(len(self.support.x))]
 
 
 class Stream(Episode):

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mamllit.backbones.norm import normalised_by_first
+from mamllit.backbones.first_rows import normalised_by_first
 from mamllit.core.episode import Episode
 from mamllit.core.tree import count, item, take, tree_map, vmap
 from mamllit.engine.cpu import fast_on_cpu

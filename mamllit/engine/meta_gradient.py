@@ -18,7 +18,8 @@ from mamllit.engine.cpu import fast_on_cpu
 from mamllit.engine.looped import Looped
 from mamllit.engine.stages import Memory, MetaStep, Staged, Whole
 from mamllit.engine.trial import Finding, relative, remembered, try_out
-from mamllit.methods.base import InnerLoopMethod, Method
+from mamllit.methods.base import Method
+from mamllit.methods.inner_loop_method import InnerLoopMethod
 
 Execution = Literal["auto", "vmap", "loop"] | int
 CPU_CHUNK = 2**23  # input numbers of the episodes that one vectorised chunk holds on a CPU, see `chunk_size`

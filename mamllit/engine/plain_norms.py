@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from mamllit.backbones.norm import first_rows, wide
+from mamllit.backbones.first_rows import first_rows
+from mamllit.backbones.norm import wide
 
 
 class PlainNorms(TorchFunctionMode):

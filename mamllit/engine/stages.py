@@ -20,7 +20,8 @@ from mamllit.core.tree import Structure, count, flatten, item, tree_map, unflatt
 from mamllit.engine.compiling import Backend, Compiler, Function
 from mamllit.engine.recompute import Recomputed
 from mamllit.engine.trial import Operators, running
-from mamllit.methods.base import InnerLoopMethod, Method
+from mamllit.methods.base import Method
+from mamllit.methods.inner_loop_method import InnerLoopMethod
 
 Memory = Literal["keep", "recompute"]
 

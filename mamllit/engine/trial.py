@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mamllit.backbones.norm import normalised_by_first
+from mamllit.backbones.first_rows import normalised_by_first
 from mamllit.core.episode import Episode, Examples
 from mamllit.core.inner_loop import Params
 from mamllit.core.tree import item, tree_map

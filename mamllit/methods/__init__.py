@@ -1,11 +1,12 @@
 """The meta-learning methods: one file per paper, each written for one episode."""
 
 from mamllit.methods.anil import ANIL
-from mamllit.methods.base import InnerLoopMethod, Method
+from mamllit.methods.base import Method
 from mamllit.methods.bmaml import BMAML
 from mamllit.methods.cavia import CAVIA
 from mamllit.methods.fine_tuning import FineTuning
 from mamllit.methods.imaml import IMAML
+from mamllit.methods.inner_loop_method import InnerLoopMethod
 from mamllit.methods.joint import JointTraining
 from mamllit.methods.linear_probe import LinearProbe
 from mamllit.methods.llama import LLAMA

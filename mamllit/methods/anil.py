@@ -21,12 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from mamllit.core.adapted import adapted_parameters
 from mamllit.core.episode import Episode, Examples
-from mamllit.core.inner_loop import Params, adapted_parameters, gradient_step
+from mamllit.core.inner_loop import Params, gradient_step
 from mamllit.methods.base import Method
-from mamllit.methods.checks import check_inner_loop, task_loss
-from mamllit.methods.parts.head import BIAS, WEIGHT, Head, HeadStart
-from mamllit.objectives import Objective, Reduction
+from mamllit.methods.checks import check_inner_loop
+from mamllit.methods.parts import head as heads
+from mamllit.methods.parts.head import BIAS, WEIGHT
+from mamllit.objectives import Objective, Reduction, task_loss
 
 
 class ANIL(Method):
@@ -51,7 +53,7 @@ class ANIL(Method):
         inner_steps: int,
         reduction: Reduction,
         first_order: bool = False,
-        head: HeadStart = "learned",
+        head: heads.HeadStart = "learned",
     ) -> None:
         super().__init__()
         check_inner_loop(backbone, inner_lr, inner_steps, reduction)
@@ -64,8 +66,8 @@ class ANIL(Method):
         self.backbone, self.objective = backbone, objective
         self.inner_lr, self.inner_steps = inner_lr, inner_steps
         self.reduction, self.first_order = reduction, first_order
-        self.head = Head(head, backbone)
-        self.adapted = adapted_parameters(backbone.head) if own else list(self.head.names)  # type: ignore[arg-type]
+        self.head = heads.made(head, backbone)
+        self.adapted = adapted_parameters(backbone.head) if self.head is None else list(self.head.names)  # type: ignore[arg-type]
 
     def start(self, ways: int) -> Params:
         """The head before any step."""
@@ -103,12 +105,12 @@ class ANIL(Method):
 
     @property
     def inner_module(self) -> nn.Module | None:
-        return self.backbone.head if self.head.kind == "learned" else None  # type: ignore[return-value]
+        return self.backbone.head if self.head is None else None  # type: ignore[return-value]
 
     def _start(self, ways: int, features: Tensor) -> Params:
-        if self.inner_module is None:
+        if self.head is not None:
             return self.head.start(ways, features)
-        own = dict(self.inner_module.named_parameters())
+        own = dict(self.backbone.head.named_parameters())  # type: ignore[union-attr]
         return {name: own[name] for name in self.adapted}
 
     def _features(self, x: Tensor) -> Tensor:

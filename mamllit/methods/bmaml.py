@@ -27,12 +27,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from mamllit.core.adapted import adapted_parameters, select_adapted
 from mamllit.core.episode import Episode, Examples
-from mamllit.core.inner_loop import Params, adapted_parameters, select_adapted
-from mamllit.methods.base import InnerLoopMethod
-from mamllit.methods.checks import check_inner_loop, task_loss
+from mamllit.core.inner_loop import Params
+from mamllit.methods.checks import check_inner_loop
+from mamllit.methods.inner_loop_method import InnerLoopMethod
 from mamllit.methods.svgd import svgd_step
-from mamllit.objectives import Objective, Reduction
+from mamllit.objectives import Objective, Reduction, task_loss
 
 
 class BMAML(InnerLoopMethod):

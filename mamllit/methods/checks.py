@@ -1,10 +1,9 @@
-"""What every method with an inner loop of gradient steps refuses, and the loss that its inner and outer loop share."""
+"""What every method with an inner loop of gradient steps refuses."""
 
-from torch import Tensor, nn
+from torch import nn
 
-from mamllit.core.episode import Examples
-from mamllit.core.inner_loop import check_no_running_buffers
-from mamllit.objectives import Objective, Reduction, reduced_loss
+from mamllit.core.adapted import check_no_running_buffers
+from mamllit.objectives import Reduction
 
 
 def check_inner_loop(backbone: nn.Module, inner_lr: float, inner_steps: int, reduction: Reduction) -> None:
@@ -16,8 +15,3 @@ def check_inner_loop(backbone: nn.Module, inner_lr: float, inner_steps: int, red
         raise ValueError(f"inner_lr is {inner_lr}; it must be >= 0")
     if reduction not in ("sum_over_shots", "mean"):
         raise ValueError(f"reduction is {reduction!r}; it must be 'sum_over_shots' or 'mean'")
-
-
-def task_loss(objective: Objective, output: Tensor, examples: Examples, support: Examples, reduction: Reduction) -> Tensor:
-    """The loss of `output` on `examples` of a task; scalar. "sum_over_shots" divides by the shots of the `support`."""
-    return reduced_loss(objective, output, examples, support.per_class, reduction)

@@ -22,11 +22,12 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from mamllit.core.adapted import adapted_parameters
 from mamllit.core.episode import Episode, Examples
-from mamllit.core.inner_loop import Params, adapted_parameters, gradient_step
-from mamllit.methods.base import InnerLoopMethod
-from mamllit.methods.checks import check_inner_loop, task_loss
-from mamllit.objectives import Objective, Reduction
+from mamllit.core.inner_loop import Params, gradient_step
+from mamllit.methods.checks import check_inner_loop
+from mamllit.methods.inner_loop_method import InnerLoopMethod
+from mamllit.objectives import Objective, Reduction, task_loss
 
 
 class JointTraining(InnerLoopMethod):

@@ -23,14 +23,15 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from mamllit.core.adapted import adapted_parameters
 from mamllit.core.episode import Episode, Examples
-from mamllit.core.inner_loop import Params, adapted_parameters, gradient_step
+from mamllit.core.inner_loop import Params, gradient_step
 from mamllit.core.noise import episode_key, normal
-from mamllit.methods.base import InnerLoopMethod
-from mamllit.methods.checks import check_inner_loop, task_loss
+from mamllit.methods.checks import check_inner_loop
+from mamllit.methods.inner_loop_method import InnerLoopMethod
 from mamllit.methods.kfac import Factors, check_layers, deviations, fisher, log_det
 from mamllit.methods.layers import names_in, weight_layers
-from mamllit.objectives import Objective, Reduction
+from mamllit.objectives import Objective, Reduction, task_loss
 
 SAMPLED = "sampled."  # begins the names of sampled parameters in a state
 

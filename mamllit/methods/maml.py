@@ -18,13 +18,15 @@ the batch norm shift is meta-learned but not adapted (frozen).
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from mamllit.core.adapted import adapted_parameters
 from mamllit.core.episode import Episode, Examples
-from mamllit.core.inner_loop import Params, adapted_parameters, gradient_step
-from mamllit.methods.base import InnerLoopMethod
-from mamllit.methods.checks import check_inner_loop, task_loss
-from mamllit.methods.parts.head import Head, HeadStart
-from mamllit.objectives import Objective, Reduction
+from mamllit.core.inner_loop import Params, gradient_step
+from mamllit.methods.checks import check_inner_loop
+from mamllit.methods.inner_loop_method import InnerLoopMethod
+from mamllit.methods.parts import head as heads
+from mamllit.objectives import Objective, Reduction, task_loss
 
 
 class MAML(InnerLoopMethod):
@@ -55,7 +57,7 @@ class MAML(InnerLoopMethod):
         reduction: Reduction,
         first_order: bool = False,
         frozen: Sequence[str] = ("*.beta", "*.gamma"),
-        head: HeadStart = "learned",
+        head: heads.HeadStart = "learned",
     ) -> None:
         super().__init__()
         check_inner_loop(backbone, inner_lr, inner_steps, reduction)
@@ -63,20 +65,23 @@ class MAML(InnerLoopMethod):
         self.inner_lr, self.inner_steps = inner_lr, inner_steps
         self.reduction, self.first_order = reduction, first_order
         self.adapted = adapted_parameters(backbone, frozen)
-        self.head = Head(head, backbone)
+        self.head = heads.made(head, backbone)
 
     def start(self, ways: int) -> Params:
         own = {name: value for name, value in self.backbone.named_parameters() if name in self.adapted}
-        return {**own, **self.head.start(ways, next(iter(own.values())))}
+        return own if self.head is None else {**own, **self.head.start(ways, next(iter(own.values())))}
 
     def step(self, state: Params, support: Examples) -> Params:
         def support_loss(params: Params) -> Tensor:
             return self._loss(self.predict(params, support.x), support, support)
 
-        return gradient_step(support_loss, state, [*self.adapted, *self.head.names], self.inner_lr, self.first_order)
+        adapted = self.adapted if self.head is None else [*self.adapted, *self.head.names]
+        return gradient_step(support_loss, state, adapted, self.inner_lr, self.first_order)
 
     def predict(self, state: Params, x: Tensor) -> Tensor:
-        return self.head.output(self.backbone, state, x)
+        if self.head is not None:
+            return self.head.output(self.backbone, state, x)
+        return functional_call(self.backbone, state, (x,))
 
     def outer_loss(self, state: Params, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
         output = self.predict(state, episode.query.x)

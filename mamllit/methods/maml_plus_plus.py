@@ -27,14 +27,16 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from mamllit.backbones import BatchStatNorm
+from mamllit.core.adapted import adapted_parameters
 from mamllit.core.episode import Episode, Examples
-from mamllit.core.inner_loop import Params, adapted_parameters, gradient_step
-from mamllit.methods.base import InnerLoopMethod
-from mamllit.methods.checks import check_inner_loop, task_loss
-from mamllit.methods.parts.head import Head, HeadStart
-from mamllit.objectives import Objective, Reduction
+from mamllit.core.inner_loop import Params, gradient_step
+from mamllit.methods.checks import check_inner_loop
+from mamllit.methods.inner_loop_method import InnerLoopMethod
+from mamllit.methods.parts import head as heads
+from mamllit.objectives import Objective, Reduction, task_loss
 
 DONE = "done"  # beside the parameters in a state: the number of steps done
 FLOOR = 0.03  # the weights of all steps but the last end at FLOOR / N
@@ -71,7 +73,7 @@ class MAMLPlusPlus(InnerLoopMethod):
         first_order: bool = False,
         frozen: Sequence[str] = ("*.beta", "*.gamma"),
         epoch_iterations: int = 500,
-        head: HeadStart = "learned",
+        head: heads.HeadStart = "learned",
     ) -> None:
         super().__init__()
         check_inner_loop(backbone, inner_lr, inner_steps, reduction)
@@ -91,8 +93,8 @@ class MAMLPlusPlus(InnerLoopMethod):
             raise ValueError(f"per_step_norm is true, but {type(backbone).__name__} has no BatchStatNorm; use false")
         parameters = dict(backbone.named_parameters())
         self.adapted = adapted_parameters(backbone, (*frozen, *self.norm_names))
-        self.head = Head(head, backbone)
-        self.rated = [*self.adapted, *self.head.names]  # the names of `rates`; a layer frozen later keeps its own, unused
+        self.head = heads.made(head, backbone)
+        self.rated = [*self.adapted, *(() if self.head is None else self.head.names)]  # the names of `rates`
         device = next(iter(parameters.values())).device
         rates = [torch.full((inner_steps,), inner_lr, device=device) for _ in self.rated]
         self.rates = nn.ParameterList(rates) if learned_rates else None
@@ -113,7 +115,8 @@ class MAMLPlusPlus(InnerLoopMethod):
     def start(self, ways: int) -> Params:
         own = {name: value for name, value in self.backbone.named_parameters() if name in self.adapted}
         like = next(iter(own.values()))
-        return {**own, **self.head.start(ways, like), DONE: like.new_zeros(())}
+        head = {} if self.head is None else self.head.start(ways, like)
+        return {**own, **head, DONE: like.new_zeros(())}
 
     def step(self, state: Params, support: Examples) -> Params:
         def support_loss(params: Params) -> Tensor:
@@ -142,7 +145,9 @@ class MAMLPlusPlus(InnerLoopMethod):
 
     def _output(self, params: Params, number: Tensor, x: Tensor) -> Tensor:
         norms = {name: self._of_step(value, number) for name, value in zip(self.norm_names, self.norms, strict=True)}
-        return self.head.output(self.backbone, {**params, **norms}, x)
+        if self.head is not None:
+            return self.head.output(self.backbone, {**params, **norms}, x)
+        return functional_call(self.backbone, {**params, **norms}, (x,))
 
     def _loss(self, output: Tensor, examples: Examples, support: Examples) -> Tensor:
         return task_loss(self.objective, output, examples, support, self.reduction)

@@ -21,13 +21,15 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from mamllit.core.adapted import adapted_parameters
 from mamllit.core.episode import Episode, Examples
-from mamllit.core.inner_loop import Params, adapted_parameters, gradient_step
-from mamllit.methods.base import InnerLoopMethod
-from mamllit.methods.checks import check_inner_loop, task_loss
-from mamllit.methods.parts.head import Head, HeadStart
-from mamllit.objectives import Objective, Reduction
+from mamllit.core.inner_loop import Params, gradient_step
+from mamllit.methods.checks import check_inner_loop
+from mamllit.methods.inner_loop_method import InnerLoopMethod
+from mamllit.methods.parts import head as heads
+from mamllit.objectives import Objective, Reduction, task_loss
 
 
 class MetaSGD(InnerLoopMethod):
@@ -53,7 +55,7 @@ class MetaSGD(InnerLoopMethod):
         inner_lr: tuple[float, float] = (0.005, 0.1),
         inner_steps: int = 1,
         frozen: Sequence[str] = ("*.beta", "*.gamma"),
-        head: HeadStart = "learned",
+        head: heads.HeadStart = "learned",
     ) -> None:
         super().__init__()
         low, high = inner_lr
@@ -63,9 +65,10 @@ class MetaSGD(InnerLoopMethod):
         self.backbone, self.objective, self.inner_steps, self.reduction = backbone, objective, inner_steps, reduction
         parameters = dict(backbone.named_parameters())
         self.adapted = adapted_parameters(backbone, frozen)
-        self.head = Head(head, backbone)
+        self.head = heads.made(head, backbone)
         rated: dict[str, Tensor] = {name: parameters[name] for name in self.adapted}
-        rated |= {name: row[0] for name, row in self.head.start(1, next(iter(rated.values()))).items()}
+        if self.head is not None:
+            rated |= {name: row[0] for name, row in self.head.start(1, next(iter(rated.values()))).items()}
         self.rated = list(rated)  # the names of `rates`; a layer frozen later keeps its own, unused
         self.rates = nn.ParameterList(torch.empty_like(value).uniform_(low, high) for value in rated.values())
 
@@ -75,7 +78,7 @@ class MetaSGD(InnerLoopMethod):
 
     def start(self, ways: int) -> Params:
         own = {name: value for name, value in self.backbone.named_parameters() if name in self.adapted}
-        return {**own, **self.head.start(ways, next(iter(own.values())))}
+        return own if self.head is None else {**own, **self.head.start(ways, next(iter(own.values())))}
 
     def step(self, state: Params, support: Examples) -> Params:
         def support_loss(params: Params) -> Tensor:
@@ -85,7 +88,9 @@ class MetaSGD(InnerLoopMethod):
         return gradient_step(support_loss, state, list(state), rates, first_order=False)
 
     def predict(self, state: Params, x: Tensor) -> Tensor:
-        return self.head.output(self.backbone, state, x)
+        if self.head is not None:
+            return self.head.output(self.backbone, state, x)
+        return functional_call(self.backbone, state, (x,))
 
     def outer_loss(self, state: Params, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
         output = self.predict(state, episode.query.x)

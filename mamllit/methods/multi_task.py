@@ -27,13 +27,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 
+from mamllit.core.adapted import adapted_parameters
 from mamllit.core.episode import Episode, Examples
-from mamllit.core.inner_loop import Params, adapted_parameters, gradient_step
+from mamllit.core.inner_loop import Params, gradient_step
 from mamllit.core.noise import episode_key, uniform
-from mamllit.methods.base import InnerLoopMethod
-from mamllit.methods.checks import check_inner_loop, task_loss
+from mamllit.methods.checks import check_inner_loop
+from mamllit.methods.inner_loop_method import InnerLoopMethod
 from mamllit.methods.layers import names_in, weight_layers
-from mamllit.objectives import Objective, Reduction
+from mamllit.objectives import Objective, Reduction, task_loss
 
 Penalty = Literal["none", "l2", "l2_to_mean"]
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # Adam's

@@ -31,12 +31,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from mamllit.core.adapted import adapted_parameters
 from mamllit.core.episode import Episode, Examples
-from mamllit.core.inner_loop import Params, adapted_parameters, gradient_step
+from mamllit.core.inner_loop import Params, gradient_step
 from mamllit.core.noise import episode_key, normal
 from mamllit.methods.base import Method
-from mamllit.methods.checks import check_inner_loop, task_loss
-from mamllit.objectives import Objective, Reduction
+from mamllit.methods.checks import check_inner_loop
+from mamllit.objectives import Objective, Reduction, task_loss
 
 
 def gaussian_kl(difference: Tensor, log_std_q: Tensor, log_std_p: Tensor) -> Tensor:

@@ -28,11 +28,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 
+from mamllit.core.adapted import adapted_parameters
 from mamllit.core.episode import Episode, Examples
-from mamllit.core.inner_loop import Params, adapted_parameters
+from mamllit.core.inner_loop import Params
 from mamllit.core.noise import episode_key, uniform
-from mamllit.methods.base import InnerLoopMethod
 from mamllit.methods.checks import check_inner_loop
+from mamllit.methods.inner_loop_method import InnerLoopMethod
 from mamllit.objectives import Objective
 
 BETA2, EPS = 0.999, 1e-8  # Adam's, as in TensorFlow

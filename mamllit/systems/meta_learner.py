@@ -12,7 +12,8 @@ from mamllit.data import EpisodicDataModule
 from mamllit.engine.compiling import should_compile
 from mamllit.engine.evaluation import BATCH_NORMS, BatchNorm
 from mamllit.engine.meta_gradient import Execution, MetaGradient
-from mamllit.engine.stages import Memory, MetaStep
+from mamllit.engine.plain import mean_meta_loss
+from mamllit.engine.stages import Memory
 from mamllit.methods import Method
 from mamllit.systems.episodic import EpisodicSystem
 from mamllit.systems.groups import parameter_groups
@@ -26,7 +27,8 @@ class MetaLearner(EpisodicSystem):
     Args:
         method: what is learned; its parameters are the meta-parameters.
         optimizer: makes the meta-optimiser from the meta-parameters.
-        execution: how the episodes of a meta-batch run: "auto", "vmap", "loop", or a chunk size (see `mamllit.engine`).
+        execution: how the episodes of a meta-batch run: "plain", see `mamllit.engine.plain`, unchecked and uncompiled;
+            or, faster and tested equal, "auto", "vmap", "loop" or a chunk size (see `mamllit.engine.meta_gradient`).
         compile: compile the training step: "auto" does so for runs of 2,000 steps or more, where a compiler is there and
             it pays (see `mamllit.engine.meta_gradient.MetaGradient`).
         memory: "keep" the activations of all inner steps for the outer gradient, or "recompute" them: the same gradient in the
@@ -55,7 +57,7 @@ class MetaLearner(EpisodicSystem):
         lr_scheduler: LRSchedulerCallable | None = None,
         eval_steps: int = 10,
         report_step: int = 1,
-        execution: Execution = "auto",
+        execution: Execution | Literal["plain"] = "auto",
         compile: bool | Literal["auto"] = "auto",
         memory: Memory = "keep",
         log_every: int = 50,
@@ -65,32 +67,41 @@ class MetaLearner(EpisodicSystem):
     ) -> None:
         super().__init__(
             method, optimizer, lr_scheduler, eval_steps=eval_steps, report_step=report_step, log_every=log_every,
-            diverged_above=diverged_above, batch_norm=batch_norm, execution=execution,
+            diverged_above=diverged_above, batch_norm=batch_norm, execution="loop" if execution == "plain" else execution,
         )  # fmt: skip
         if non_finite not in ("stop", "skip"):
             raise ValueError(f"non_finite is {non_finite!r}; it must be 'stop' or 'skip'")
+        self.plain = execution == "plain"
+        if self.plain and (compile is True or memory != "keep"):
+            raise ValueError(
+                f"execution is 'plain', but compile is {compile!r} and memory {memory!r}; a plain step is neither compiled nor "
+                "recomputed: use execution: loop for that"
+            )
         self.compile_setting, self.memory = compile, memory
         self.non_finite = non_finite
-        self.meta_gradient = MetaGradient(method, execution, memory=memory)
+        self.meta_gradient = MetaGradient(method, self.execution, memory=memory)
         self.under_way: tuple[EpisodeBatch, Tensor] | None = None  # the meta-batch of this step and its loss
         self.rolling_back = False  # a checkpoint of the state before this step is being written
 
     def training_step(self, batch: EpisodeBatch, batch_idx: int) -> Tensor:
         """The mean meta-loss of a meta-batch, with its gradient: Lightning calls `backward` on it, then the optimiser."""
-        self.method.begin_iteration(self.global_step)
-        step = self.meta_gradient(batch.episodes)
-        self.under_way = batch, step.loss
+        if self.plain:
+            loss, logs = mean_meta_loss(self.method, batch.episodes)
+        else:
+            step = self.meta_gradient(batch.episodes)
+            loss, logs = with_gradient(step.loss, step.gradient.values(), self.meta_parameters()), step.logs
+        self.under_way = batch, loss.detach()
         if (self.global_step + 1) % self.log_every == 0:
-            self.log_step(step, len(batch.number))
-        return with_gradient(step.loss, step.gradient.values(), self.meta_parameters())
+            self.log_step(loss.detach(), logs, len(batch.number))
+        return loss
 
     def meta_parameters(self) -> list[Tensor]:
         """Those that are trained, in the order of the meta-gradient."""
         return [value for value in self.method.parameters() if value.requires_grad]
 
-    def log_step(self, step: MetaStep, episodes: int) -> None:
+    def log_step(self, loss: Tensor, logs: dict[str, Tensor], episodes: int) -> None:
         """The mean of all ranks, under "train/"."""
-        values = {"train/meta_loss": step.loss, **{f"train/{name}": value for name, value in step.logs.items()}}
+        values = {"train/meta_loss": loss, **{f"train/{name}": value for name, value in logs.items()}}
         self.log_dict(values, prog_bar=True, batch_size=episodes, sync_dist=True)
         self._log_episodes(self.global_step + 1, episodes * self.trainer.world_size)
 
@@ -110,7 +121,8 @@ class MetaLearner(EpisodicSystem):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        setting = False if self.compile_setting == "auto" and not self.method.vectorised else self.compile_setting
+        never = self.compile_setting == "auto" and (self.plain or not self.method.vectorised)
+        setting = False if never else self.compile_setting
         compiled = should_compile(setting, int(self.trainer.max_steps), self.device)
         self.meta_gradient = MetaGradient(self.method, self.execution, compiled, self.memory)
 
@@ -121,6 +133,7 @@ class MetaLearner(EpisodicSystem):
                 "Give the Trainer datamodule=..., a subclass of mamllit.data.ImageDataModule or EpisodicDataModule, not a "
                 "DataLoader"
             )
+        self.method.begin_iteration(self.global_step)
 
     def on_after_backward(self) -> None:
         """Leave the update out, or stop, where the meta-gradient (the mean of all ranks: the same decision) is not finite."""

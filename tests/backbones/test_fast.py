@@ -9,7 +9,7 @@ from torch.func import functional_call, grad, vmap
 
 from mamllit.backbones import BatchStatNorm, Conv4
 from mamllit.backbones import fast as fast_layers
-from mamllit.backbones.norm import normalised_by_first
+from mamllit.backbones.first_rows import normalised_by_first
 
 
 def both(downsample: Any, channels: int = 2, side: int = 20, **settings: Any) -> tuple[Conv4, Conv4]:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from mamllit.backbones import MLP, BatchStatNorm, Conv4
-from mamllit.backbones.norm import normalised_by_first
+from mamllit.backbones.first_rows import normalised_by_first
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 
 from mamllit.backbones import MLP, BatchStatNorm
+from mamllit.core.adapted import adapted_parameters, check_no_running_buffers, select_adapted
 from mamllit.core.episode import Episode, Examples
-from mamllit.core.inner_loop import Params, adapted_parameters, check_no_running_buffers, gradient_step, select_adapted
-from mamllit.objectives import Classification, Regression, reduced_loss
+from mamllit.core.inner_loop import Params, gradient_step
+from mamllit.objectives import Classification, Regression, task_loss
 
 Loss = Callable[[Params], Tensor]
 
@@ -244,7 +245,7 @@ def test_sum_over_shots_in_classification_is_ways_times_the_mean_on_the_support(
     ways, shots = 5, 3
     support = Examples(torch.empty(ways * shots, 2), torch.arange(ways).repeat_interleave(shots), ways)
     output = torch.randn(ways * shots, ways)
-    mean, summed = (reduced_loss(Classification(), output, support, shots, r) for r in ("mean", "sum_over_shots"))
+    mean, summed = (task_loss(Classification(), output, support, support, r) for r in ("mean", "sum_over_shots"))
     torch.testing.assert_close(mean, F.cross_entropy(output, support.y))
     torch.testing.assert_close(summed, F.cross_entropy(output, support.y, reduction="sum") / shots)
     torch.testing.assert_close(summed, ways * mean)
@@ -254,14 +255,15 @@ def test_sum_over_shots_divides_the_query_loss_by_the_support_shots_too() -> Non
     """mini-ImageNet, 5-way 1-shot with 15 queries: 75 times the mean (specification 4c)."""
     query = Examples(torch.empty(75, 2), torch.arange(5).repeat_interleave(15), 5)
     output = torch.randn(75, 5)
-    loss = reduced_loss(Classification(), output, query, 1, "sum_over_shots")
+    support = Examples(torch.empty(5, 2), torch.arange(5), 5)
+    loss = task_loss(Classification(), output, query, support, "sum_over_shots")
     torch.testing.assert_close(loss, 75 * F.cross_entropy(output, query.y))
 
 
 def test_sum_over_shots_in_regression_is_the_mean_where_queries_equal_shots() -> None:
     points = Examples(torch.empty(10, 1), torch.randn(10, 1))
     output = torch.randn(10, 1)
-    loss = reduced_loss(Regression(), output, points, 10, "sum_over_shots")
+    loss = task_loss(Regression(), output, points, points, "sum_over_shots")
     torch.testing.assert_close(loss, ((output - points.y) ** 2).mean())
 
 

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from mamllit.core.episode import Examples
-from mamllit.methods.checks import check_inner_loop, task_loss
-from mamllit.objectives import Classification, Regression
+from mamllit.methods.checks import check_inner_loop
+from mamllit.objectives import Classification, Regression, task_loss
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from mamllit.backbones import MLP
 from mamllit.core.episode import Episode, Examples
 from mamllit.engine.evaluation import evaluate
 from mamllit.engine.meta_gradient import MetaGradient
+from mamllit.engine.plain import mean_meta_loss
+from mamllit.engine.stages import MetaStep
 from mamllit.methods import (
     ANIL,
     BMAML,
@@ -114,7 +116,7 @@ def test_the_methods_are_found() -> None:
     assert set(ENTRIES) <= set(concrete_methods())
 
 
-def test_vectorised_chunked_and_looped_agree(method: Method, episodes: Episode) -> None:
+def test_vectorised_chunked_looped_and_plain_agree(method: Method, episodes: Episode) -> None:
     """Loss, logs and gradient; 2 leaves a chunk of one."""
     expected = MetaGradient(method, "vmap")(episodes)
     assert expected.gradient
@@ -123,6 +125,11 @@ def test_vectorised_chunked_and_looped_agree(method: Method, episodes: Episode) 
         torch.testing.assert_close(
             MetaGradient(method, execution)(episodes)._asdict(), expected._asdict(), rtol=1e-9, atol=1e-9
         )
+    loss, logs = mean_meta_loss(method, episodes)
+    trained = [value for value in method.parameters() if value.requires_grad]
+    gradient = torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True)
+    plain = MetaStep(loss.detach(), logs, dict(zip(expected.gradient, gradient, strict=True)))
+    torch.testing.assert_close(plain._asdict(), expected._asdict(), rtol=1e-9, atol=1e-9)
 
 
 def test_nothing_is_kept_on_self_between_the_verbs(method: Method, episodes: Episode) -> None:

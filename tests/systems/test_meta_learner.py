@@ -80,6 +80,17 @@ def test_backward_hands_the_engines_gradient_to_the_parameters() -> None:
     assert recorder.loss[0] == expected.loss.item()
 
 
+def test_a_plain_run_ends_with_the_weights_of_a_vectorised_one() -> None:
+    ends = []
+    for execution in ("plain", "vmap"):
+        torch.manual_seed(0)
+        system = MetaLearner(make_method(), execution=execution, compile=False)  # type: ignore[arg-type]
+        recorder = Recorder()
+        make_trainer(max_steps=3, callbacks=[recorder]).fit(system, make_data())
+        ends.append(torch.cat([value.detach().flatten() for value in system.method.parameters()]))
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("execution", ["loop", 3])
 def test_the_execution_asked_for_is_used(execution: Any) -> None:
     recorder, system = Recorder(), MetaLearner(make_method(), execution=execution)
@@ -259,6 +270,8 @@ def test_a_backbone_that_does_not_tell_its_outputs_is_not_checked() -> None:
         ({"batch_norm": []}, r"batch_norm is \[\]; it must be one or both of \['transductive', 'inductive'\], each once"),
         ({"batch_norm": ["none"]}, r"batch_norm is \['none'\]; it must be one or both of"),
         ({"batch_norm": ["inductive"] * 2}, r"batch_norm is \['inductive', 'inductive'\]; it must be one or both of"),
+        ({"execution": "plain", "compile": True}, r"execution is 'plain', but compile is True and memory 'keep'; .*execution: loop"),
+        ({"execution": "plain", "memory": "recompute"}, r"execution is 'plain', but compile is 'auto' and memory 'recompute'"),
         ({"execution": 0}, r"execution is 0; it must be 'auto', 'vmap', 'loop' or a chunk size >= 1"),
     ],
 )

@@ -13,7 +13,7 @@ from mamllit.bridges.learn2learn.norm import BatchStatistics, use_batch_statisti
 from mamllit.core.episode import Episode, Examples
 from mamllit.core.inner_loop import Params
 from mamllit.methods.base import Method
-from mamllit.objectives import Objective, Reduction, reduced_loss
+from mamllit.objectives import Objective, Reduction, task_loss
 
 
 class Algorithm(Protocol):
@@ -114,7 +114,7 @@ class Learn2Learn(Method):
         return learner
 
     def _loss(self, output: Tensor, examples: Examples, support: Examples) -> Tensor:
-        return reduced_loss(self.objective, output, examples, support.per_class, self.reduction)
+        return task_loss(self.objective, output, examples, support, self.reduction)
 
 
 def _state(learner: nn.Module) -> Params:

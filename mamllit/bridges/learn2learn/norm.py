@@ -1,13 +1,14 @@
 """PyTorch's batch norm as learn2learn's examples run it, on the statistics of the batch at hand.
 
 learn2learn's networks keep running statistics that no example of it ever uses; an inner loop would overwrite them from every
-task in turn. They are left out here, and `mamllit.backbones.norm.normalised_by_first` works, so that a test can be inductive.
+task in turn. They are left out here, and `mamllit.backbones.first_rows.normalised_by_first` works, so that a test can be inductive.
 """
 
 import torch
 from torch import Tensor, nn
 
-from mamllit.backbones.norm import first_rows, wide
+from mamllit.backbones.first_rows import first_rows
+from mamllit.backbones.norm import wide
 
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
@@ -18,7 +19,7 @@ class BatchStatistics(nn.Module):
     Shape: [n, channels, ...] -> the same.
     """
 
-    statistics_rows: int | None = None  # see `mamllit.backbones.norm.normalised_by_first`
+    statistics_rows: int | None = None  # see `mamllit.backbones.first_rows.normalised_by_first`
 
     def __init__(self, norm: BatchNorm) -> None:
         super().__init__()

@@ -19,27 +19,34 @@ HeadStart = Literal["learned", "zero", "shared"]
 WEIGHT, BIAS = "head.weight", "head.bias"  # in a state: [N, D] and [N]
 
 
+def made(start: HeadStart, backbone: nn.Module) -> "Head | None":
+    """The layer that a method adds to its backbone: None for "learned", the backbone's own.
+
+    Raises:
+        ValueError: for an unknown start; see `Head` for the others.
+    """
+    if start not in get_args(HeadStart):
+        raise ValueError(f"head is {start!r}; it must be one of {list(get_args(HeadStart))}")
+    return None if start == "learned" else Head(start, backbone)
+
+
 class Head(nn.Module):
     """The last layer, in a method's state: a row per class, all equal before the first inner step.
 
     Args:
-        start: "learned": the backbone's own layer, this module does nothing; "zero": rows of zeros, which are not meta-learned;
-            "shared": rows that are all one meta-learned vector [D]. Biases start at zero.
-        backbone: for "zero" and "shared" a network without a last layer, which gives features [n, D] and says D as its
-            `feature_size` (`Conv4` and `MLP` with `out_features: null`).
+        start: "zero": rows of zeros, which are not meta-learned; "shared": rows that are all one meta-learned vector [D].
+            Biases start at zero.
+        backbone: a network without a last layer, which gives features [n, D] and says D as its `feature_size` (`Conv4` and
+            `MLP` with `out_features: null`).
 
     Raises:
-        ValueError: for an unknown start, or a backbone that has a last layer of its own or does not say its `feature_size`.
+        ValueError: for a backbone that has a last layer of its own or does not say its `feature_size`.
     """
 
-    def __init__(self, start: HeadStart, backbone: nn.Module) -> None:
+    names = (WEIGHT, BIAS)  # what it adds to a state
+
+    def __init__(self, start: Literal["zero", "shared"], backbone: nn.Module) -> None:
         super().__init__()
-        if start not in get_args(HeadStart):
-            raise ValueError(f"head is {start!r}; it must be one of {list(get_args(HeadStart))}")
-        self.kind = start
-        self.vector: nn.Parameter | None = None
-        if start == "learned":
-            return
         network, size = type(backbone).__name__, getattr(backbone, "feature_size", None)
         if getattr(backbone, "head", None) is not None:
             raise ValueError(
@@ -51,25 +58,16 @@ class Head(nn.Module):
                 "give it one, or use head: learned"
             )
         self.size = size
+        self.vector: nn.Parameter | None = None
         if start == "shared":
             self.vector = nn.Parameter(torch.empty(size).uniform_(-(size**-0.5), size**-0.5).to(next(backbone.parameters())))
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What it adds to a state."""
-        return () if self.kind == "learned" else (WEIGHT, BIAS)
-
     def start(self, ways: int, like: Tensor) -> Params:
-        """The layer before the first inner step, for `ways` classes, with the device and dtype of `like`; empty where the
-        backbone has its own."""
-        if self.kind == "learned":
-            return {}
+        """The layer before the first inner step, for `ways` classes, with the device and dtype of `like`."""
         rows = like.new_zeros(ways, self.size) if self.vector is None else self.vector.expand(ways, -1)
         return {WEIGHT: rows, BIAS: like.new_zeros(ways)}
 
     def output(self, backbone: nn.Module, state: Params, x: Tensor) -> Tensor:
         """Logits [n, N] of `backbone` with the parameters in `state` for inputs `x` [n, ...]."""
-        if self.kind == "learned":
-            return functional_call(backbone, state, (x,))
         own = {name: value for name, value in state.items() if name not in (WEIGHT, BIAS)}
         return F.linear(functional_call(backbone, own, (x,)), state[WEIGHT], state[BIAS])
