@@ -166,6 +166,7 @@ def test_commands_stand_in_bash_blocks() -> None:
         assert languages.count("") * 2 == len(languages), f"{path.name}: a block is not closed, or has no language"
 
 
+@pytest.mark.slow
 def test_the_sine_commands_run_in_order(mamllit: Run, folder: Path) -> None:
     fits = 0
     for command in of("sine"):
@@ -189,6 +190,7 @@ def test_the_listings_run(mamllit: Run, folder: Path) -> None:
     assert (folder / "my_experiment/maml/sine_10shot.yaml").is_file()
 
 
+@pytest.mark.slow
 def test_the_commands_for_own_images_run_in_order(mamllit: Run, folder: Path) -> None:
     random = np.random.default_rng(0)
     places = [
@@ -257,6 +259,7 @@ def test_the_conda_file_exists() -> None:
 # ---- Python, links, size ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [path for path in PAGES if blocks("python", PAGES[path])], ids=lambda path: path.name)
 def test_the_python_runs(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -77,6 +77,7 @@ def the_whole_road(folder: Path, steps: int, *more: object) -> float:
     return right / len(rows)
 
 
+@pytest.mark.slow
 def test_toy_images(folder: Path) -> None:
     random = np.random.default_rng(0)
     for number in range(30):
@@ -90,6 +91,7 @@ def test_toy_images(folder: Path) -> None:
     assert the_whole_road(folder, 3, *small) > 0.6  # chance is 0.2; noise on a pattern is easy, even after 3 iterations
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_thirty_characters_of_omniglot(folder: Path) -> None:
     given = os.environ.get("MAMLLIT_OMNIGLOT")

@@ -16,6 +16,8 @@ REPOSITORY = Path(__file__).parents[1]
 SINE = str(REPOSITORY / "experiments" / "maml" / "sine_10shot.yaml")
 SMALL = str(REPOSITORY / "tests" / "small.yaml")
 
+pytestmark = pytest.mark.slow  # whole runs
+
 
 @pytest.fixture(scope="module")
 def wandb_run(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:

@@ -55,6 +55,7 @@ def test_maml_of_the_yaml_has_the_meta_gradient_of_the_suite_s() -> None:
     assert not any(torch.equal(a, b) for a, b in zip(before, own.trained, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("row", "cell", "head"),
     [

@@ -58,6 +58,8 @@ CELL = {
     "checkpoint_last": {"every_n_train_steps": 5},
 }
 
+pytestmark = pytest.mark.slow  # whole runs
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:

@@ -16,6 +16,7 @@ def checkpoints(run: Path) -> dict[str, bytes]:
     return {name: content for name, content in contents(run).items() if name.startswith("checkpoints/")}
 
 
+@pytest.mark.slow
 def test_a_finished_run_stays_finished(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     arguments = short(tmp_path, "--checkpoint_last.every_n_train_steps", "1000", "--trainer.val_check_interval", "2")
     arguments[arguments.index("--trainer.max_steps") + 1] = "4"
@@ -36,6 +37,7 @@ def step(path: Path) -> int:
     return torch.load(path, weights_only=True)["global_step"]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_callback_of_ones_own_keeps_its_files_and_we_ours(tmp_path: Path) -> None:
     own = tmp_path / "mine"
     callback = f'{{"class_path": "ModelCheckpoint", "init_args": {{"dirpath": "{own}", "monitor": "val/mse_step2_mean"}}}}'

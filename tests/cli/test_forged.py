@@ -48,6 +48,7 @@ def test_code_beside_the_checkpoint_is_passed_over(forged: SimpleNamespace) -> N
     assert not forged.harm.exists()
 
 
+@pytest.mark.slow
 def test_code_in_the_checkpoint_is_refused(forged: SimpleNamespace) -> None:
     for verb in ("fit", "validate", "test"):
         with pytest.raises(ForeignCode, match=r"names posix\.system, whose code would be run; it is not loaded"):

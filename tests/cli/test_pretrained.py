@@ -67,6 +67,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
+@pytest.mark.slow
 def test_a_fit_begins_with_a_checkpoint_and_says_so(exported: Path, fitted: SimpleNamespace, tmp_path: Path) -> None:
     cli.run(short(tmp_path / "still", "--init_from", "maml_sine", "--model.optimizer.init_args.lr", "0"))
     torch.testing.assert_close(weights(tmp_path / "still" / "seed_0"), weights(fitted.run), rtol=0, atol=0)
@@ -82,6 +83,7 @@ def test_a_fit_begins_with_a_checkpoint_and_says_so(exported: Path, fitted: Simp
     assert files.steps_before({"fit": {"started_from": chain}}) == 24
 
 
+@pytest.mark.slow
 def test_a_resumed_fit_keeps_its_own_weights_and_remembers_where_it_began(exported: Path, tmp_path: Path) -> None:
     cli.run(short(tmp_path / "whole", "--init_from", "maml_sine", "--trainer.max_steps", "4"))
     cli.run(short(tmp_path / "parts", "--init_from", "maml_sine"))

@@ -268,6 +268,7 @@ def fails(*_: object, **__: object) -> None:
     raise ValueError("as a wrong root does")
 
 
+@pytest.mark.slow
 def test_a_fit_that_fails_leaves_the_good_run_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cli.run(short(tmp_path))
     before = contents(tmp_path / "seed_0")

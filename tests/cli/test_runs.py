@@ -198,6 +198,7 @@ def test_test_takes_the_best_checkpoint_when_asked(copied: SimpleNamespace) -> N
     assert after["results"]["paper[20]"]["mean"] != before["results"]["paper[20]"]["mean"]
 
 
+@pytest.mark.slow
 def test_test_takes_a_named_checkpoint(copied: SimpleNamespace) -> None:
     cli.run(command("test", copied.root, "--ckpt_path", str(copied.run / "checkpoints" / "step20.ckpt")))
     assert result(copied.run)["steps_done"] == 20
@@ -259,6 +260,7 @@ def test_run_py_is_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 # ---- real images -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_omniglot_fit_and_test(tmp_path: Path) -> None:
     images = os.environ.get("MAMLLIT_OMNIGLOT")

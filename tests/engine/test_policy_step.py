@@ -11,7 +11,6 @@ from mamllit.core.tree import item, tree_map
 from mamllit.engine.acting import Credit, Practice, practise, thinned
 from mamllit.engine.policy_step import PolicyStep
 from mamllit.methods import ANIL, CAVIA, MAML, MetaSGD, MTNet
-from mamllit.methods.inner_loop_method import InnerLoopMethod
 from mamllit.rl import GaussianPolicy, Navigation, Noise, PolicyGradient
 from mamllit.rl.objective import unpack
 

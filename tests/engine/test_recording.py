@@ -125,6 +125,7 @@ def test_what_is_used_elsewhere_or_differs_is_left_alone() -> None:
     assert SUM not in targets(doubled, a, u)
 
 
+@pytest.mark.slow
 def test_a_step_with_sums_joined_is_the_step(image_episodes: Callable[..., Episode], monkeypatch: pytest.MonkeyPatch) -> None:
     """Three inner steps, in float64: every layer but the first has sums to join, and the gradient stays."""
     joined = []

@@ -58,8 +58,8 @@ def test_whole_equals_staged(image_episodes: Callable[..., Episode]) -> None:
     torch.testing.assert_close(meta_gradient(episodes)._asdict(), whole._asdict(), **CLOSE)
 
 
-@pytest.mark.parametrize("memory", ["keep", "recompute"])
-@pytest.mark.parametrize("steps", [0, 1, 2])
+@pytest.mark.slow
+@pytest.mark.parametrize(("steps", "memory"), [(0, "keep"), (1, "keep"), (2, "keep"), (2, "recompute")])
 def test_a_single_task_equals_the_same_task_twice(
     steps: int, memory: Any, image_episodes: Callable[..., Episode], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,6 +73,7 @@ def test_a_single_task_equals_the_same_task_twice(
         torch.testing.assert_close(found._asdict(), expected._asdict(), **CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="torch.compile needs a C++ compiler on the CPU")
 @pytest.mark.parametrize("memory", ["keep", "recompute"])
 def test_compiled_stages_equal_the_plain_ones(memory: Any, sine_episodes: Callable[..., Episode]) -> None:
@@ -84,6 +85,7 @@ def test_compiled_stages_equal_the_plain_ones(memory: Any, sine_episodes: Callab
     torch.testing.assert_close(step._asdict(), MetaGradient(method)(episodes)._asdict(), **CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="torch.compile needs a C++ compiler on the CPU")
 def test_a_compiled_single_task_equals_the_plain_one(sine_episodes: Callable[..., Episode]) -> None:
     """Products of matrices without a dimension of tasks are joined with sums by the compiler, and once lost the step size."""
@@ -91,8 +93,11 @@ def test_a_compiled_single_task_equals_the_plain_one(sine_episodes: Callable[...
     check_compiled(MetaGradient(method, compiled=True), method, sine_episodes(1))
 
 
-@pytest.mark.parametrize(("memory", "whole"), [("keep", 5), ("keep", 0), ("recompute", 5)])
-@pytest.mark.parametrize("downsample", ["stride", "max_pool"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("downsample", "memory", "whole"),
+    [("stride", "keep", 5), ("max_pool", "keep", 5), ("max_pool", "keep", 0), ("stride", "recompute", 5)],
+)
 def test_recorded_convolutions_equal_the_plain_ones(
     downsample: str, memory: Any, whole: int, image_episodes: Callable[..., Episode], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,6 +179,7 @@ def peak_bytes(steps: int, memory: str) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="a process's memory is read from /proc here")
 def test_recomputing_keeps_the_memory_of_few_steps() -> None:
     """50 inner steps take at most 1.3 times the memory of 5; keeping everything takes several times as much."""

@@ -22,6 +22,8 @@ from reproduction.work import Failed  # noqa: E402
 TOY = Path(__file__).parent / "toy.yaml"
 START = "import sys; from pathlib import Path; import reproduce; sys.exit(reproduce.main(sys.argv[2:], Path(sys.argv[1])))"
 
+pytestmark = pytest.mark.slow  # whole runs
+
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen:
     """`python experiments/reproduce.py toy` in `folder`, with the cells of `folder`/cells."""

@@ -114,6 +114,7 @@ def test_a_training_that_stops_early_is_named(cell: Cell, options: Options, monk
         train(cell, 0, options)
 
 
+@pytest.mark.slow
 def test_a_command_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(Failed, match=r"`mamllit fit -c 'no such file.yaml'` ended with code 1"):
         work.mamllit("fit", "-c", "no such file.yaml")

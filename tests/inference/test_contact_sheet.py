@@ -54,6 +54,7 @@ def test_the_pictures_do_not_overlap() -> None:
         assert all(abs(x - u) > 1 or abs(y - v) > 1 for u, v in boxes[:i])
 
 
+@pytest.mark.slow
 def test_ink_is_drawn_black_and_colour_in_colour() -> None:
     assert sheet(dark_on_light=True).axes[0].images[-1].get_array()[0, 0, 0] == pytest.approx(0.75)
     assert sheet().axes[0].images[-1].get_array()[0, 0, 0] == pytest.approx(0.25)

@@ -33,6 +33,7 @@ def page_faults(keep: str) -> int:
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not glibc(), reason="needs Linux with glibc")
 def test_the_same_memory_serves_again() -> None:
     """Five tensors of 16,384 pages each: all faulted in anew without it, hardly any with it."""

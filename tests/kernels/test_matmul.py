@@ -92,6 +92,7 @@ def test_newer_settings_are_left_alone() -> None:
         torch.backends.mkldnn.matmul.fp32_precision = before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, True])
 def test_results_do_not_change_but_by_float32_s_rounding(compiled: bool) -> None:
     """On this CPU, whichever way its products go: against float64, as near as without."""

@@ -49,6 +49,7 @@ def test_the_inner_loop_ends_at_the_minimum_of_the_regularised_loss() -> None:
     torch.testing.assert_close(state["weight"], expected.T, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", [False, True])
 def test_the_meta_gradient_is_the_slope_once_the_inner_loop_has_converged(
     norm: bool, sine_episodes: Callable[..., Episode], assert_meta_gradient_is_the_slope: Callable[..., None]

@@ -99,6 +99,7 @@ def test_the_outer_loss_is_the_weighted_sum(iteration: int, memory: Any, sine_ep
     )
 
 
+@pytest.mark.slow
 def test_a_compiled_step_follows_the_weights_of_the_epoch(image_episodes: Callable[..., Episode]) -> None:
     """On a CPU other methods of so few steps are recorded as one function, which would keep the weights of epoch 0."""
     method = MAMLPlusPlus(Conv4(1, 4, 3, 28, "stride").double(), Classification(), 0.1, 2, "mean", 10, False, False)

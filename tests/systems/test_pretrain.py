@@ -119,6 +119,7 @@ def weights(run: Path, name: str = "last") -> dict[str, Tensor]:
     return torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]
 
 
+@pytest.mark.slow
 def test_a_run_of_the_command_line_resumes_exactly_and_starts_another(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     whole = fit(tmp_path, "whole", TOY)
     assert set(result(whole)["results"]) == {"val", "standard[5]", "standard[5]/inductive"}

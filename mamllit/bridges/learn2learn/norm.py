@@ -1,7 +1,7 @@
 """PyTorch's batch norm as learn2learn's examples run it, on the statistics of the batch at hand.
 
 learn2learn's networks keep running statistics that no example of it ever uses; an inner loop would overwrite them from every
-task in turn. They are left out here, and `mamllit.backbones.first_rows.normalised_by_first` works, so that a test can be inductive.
+task in turn. They are left out here, and `mamllit.backbones.first_rows` works with them, so that a test can be inductive.
 """
 
 import torch

@@ -58,6 +58,7 @@ def run(words: list[str], out: Path) -> tuple[str, dict[str, list[float]]]:
     return done.stdout, {name: entry["mean"] for name, entry in result["results"].items()}
 
 
+@pytest.mark.slow
 def test_a_learn2learn_script_trains_and_tests_through_mamllit(tmp_path: Path) -> None:
     (tmp_path / "toy.py").write_text(TOY)
     out = tmp_path / "run"

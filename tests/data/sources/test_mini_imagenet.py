@@ -365,6 +365,7 @@ def real() -> Path:
     return Path(home).expanduser()
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_real_counts_and_pixels_and_a_fast_second_start(real: Path, tmp_path: Path) -> None:
     pools = load_mini_imagenet(real, cache_dir=tmp_path)

@@ -239,6 +239,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return zips, folders
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 @pytest.mark.parametrize(("split", "sizes"), [("vinyals", [1028, 172, 423]), ("maml", [1100, 100, 423])])
 def test_real_counts_and_pixels(split: str, sizes: list[int], real: tuple[Path, Path]) -> None:
@@ -252,6 +253,7 @@ def test_real_counts_and_pixels(split: str, sizes: list[int], real: tuple[Path, 
         assert 0.05 < (pool.images > 0).float().mean() < 0.12  # ink, not paper
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_real_zips_equal_real_folders_and_the_cache_is_fast(real: tuple[Path, Path]) -> None:
     zips, folders = (load_omniglot(root) for root in real)

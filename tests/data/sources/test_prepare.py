@@ -269,6 +269,7 @@ def builder(root: Path) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", code, str(root)], stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_decode_once(tmp_path: Path) -> None:
     draw(tmp_path)
     outputs = [process.communicate(timeout=120)[0] for process in [builder(tmp_path), builder(tmp_path)]]
@@ -276,6 +277,7 @@ def test_two_processes_at_once_decode_once(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / ".cache").iterdir()) == ["pictures", "pictures.lock"]
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     process = builder(draw(tmp_path))
     assert process.stdout is not None and process.stdout.readline() == "decodes\n"

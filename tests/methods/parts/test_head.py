@@ -11,7 +11,7 @@ from mamllit.backbones import MLP
 from mamllit.core.episode import Episode, Examples
 from mamllit.engine.meta_gradient import MetaGradient
 from mamllit.methods import ANIL, MAML, MAMLPlusPlus, MetaSGD, Method
-from mamllit.methods.parts.head import Head, HeadStart
+from mamllit.methods.parts.head import HeadStart, made
 from mamllit.objectives import Classification
 
 METHODS: dict[str, Callable[[nn.Module, HeadStart], Method]] = {
@@ -97,7 +97,7 @@ def test_one_module_runs_batches_of_different_ways() -> None:
 )
 def test_heads_that_are_refused(start: str, net: nn.Module, text: str) -> None:
     with pytest.raises(ValueError, match=re.escape(text)):
-        Head(start, net)  # type: ignore[arg-type]
+        made(start, net)  # type: ignore[arg-type]
 
 
 def test_a_network_without_any_layer_is_refused() -> None:
