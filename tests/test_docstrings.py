@@ -23,7 +23,7 @@ BASES = {
     "Distribution",
     "World",
 }  # to derive from
-PLAIN = {"Evaluation", "PlainBatch", "PlainBatches", "Preparation"}  # records
+PLAIN = {"Evaluation", "Happened", "PlainBatch", "PlainBatches", "Preparation", "Trajectories"}  # records
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(mamllit.__path__, "mamllit.")

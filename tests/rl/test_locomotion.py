@@ -16,11 +16,14 @@ from mamllit.rl.worlds import locomotion  # noqa: E402
 from mamllit.rl.worlds.gym import GymWorld  # noqa: E402
 
 
-def test_a_batch_is_gymnasium_s_half_cheetah_bit_for_bit_over_200_steps() -> None:
+def test_a_batch_is_gymnasium_s_half_cheetah_bit_for_bit_over_200_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    world = locomotion.HalfCheetahVelocity()
     environment = gymnasium.make("HalfCheetah-v5", frame_skip=1, max_episode_steps=300, reset_noise_scale=0.0)
     environment.reset(seed=0)
     theirs = environment.unwrapped.data
-    world = locomotion.HalfCheetahVelocity()
     goal = torch.zeros(1, 1, dtype=torch.float64)
     state, _ = world.reset(goal, torch.zeros(1, 2, world.reset_noise, dtype=torch.float64))
     random = np.random.default_rng(0)
@@ -32,6 +35,7 @@ def test_a_batch_is_gymnasium_s_half_cheetah_bit_for_bit_over_200_steps() -> Non
         for field in ("qpos", "qvel"):
             assert (getattr(state.batch, field) == getattr(theirs, field)).all()
     torch.testing.assert_close(step.observation[0, 0, :17], torch.from_numpy(observation))
+    assert list(tmp_path.iterdir()) == []
     pace = -step.reward[0, 0].item() - 0.05 * float(action @ action)  # |v| where the goal is 0
     assert pace == pytest.approx(abs(np.asarray(step.state.batch.sensordata)[0, 0]), abs=1e-9)
 
