@@ -156,13 +156,12 @@ class MamllitCLI(LightningCLI):
         return found
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        init = self.config_init[self.subcommand]
+        asked_for, init = self.config[self.subcommand], self.config_init[self.subcommand]
         if any(isinstance(callback, ProgressBar) for callback in init.trainer.get("callbacks") or []):
             init.progress = L.Callback()  # theirs in place of ours: Lightning takes one bar
         asked = init.trainer.get("plugins")
-        trusted = self._get(self.config, "trusted")
         try:
-            trainer = super().instantiate_trainer(plugins=plugins(asked, trusted), **kwargs)
+            trainer = super().instantiate_trainer(plugins=plugins(asked, asked_for.get("trusted")), **kwargs)
         except RuntimeError as error:
             if "more than one stateful callback" not in str(error):
                 raise
@@ -170,7 +169,7 @@ class MamllitCLI(LightningCLI):
                 "two callbacks of one kind have the same settings, and Lightning could not tell their states apart; a "
                 "ModelCheckpoint beside checkpoint_last and checkpoint_best needs another monitor, mode or every_n_train_steps"
             ) from error
-        equip(trainer, self._get(self.config, "init_from"), self._get(self.config_init, "checkpoint_last"))
+        equip(trainer, asked_for.get("init_from"), init.get("checkpoint_last"))
         return trainer
 
     def before_test(self) -> None:

@@ -36,9 +36,9 @@ class SturdyWandbLogger(WandbLogger):
         Raises:
             AuthenticationError: where there is no key, or the server answers that it does not know it.
         """
-        self._wandb_init.pop("anonymous", None)  # which W&B warns of, though it is not set
         try:
-            return super().experiment
+            with _without_warning("anonymous setting"):  # Lightning passes it on, though it is not set
+                return super().experiment
         except (AuthenticationError, UsageError) as error:
             raise AuthenticationError(
                 f"W&B has no key that it accepts ({str(error).rstrip('.')}): `wandb login` once, or set WANDB_API_KEY; or log "
@@ -51,8 +51,37 @@ class SturdyWandbLogger(WandbLogger):
                 stacklevel=2,
             )
             wandb.teardown()  # its process holds the run's id, and has read its settings
-            self._offline, self._wandb_init["mode"] = True, "offline"
-            return super().experiment
+            with _without_warning("anonymous setting"), _environment("WANDB_MODE", "offline"):
+                return super().experiment
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+@contextmanager
+def _without_warning(text: str) -> Iterator[None]:
+    """Within, W&B does not print its warnings that hold this text."""
+    print_it = wandb.termwarn
+
+    def other_than(said: str, *args: Any, **kwargs: Any) -> None:
+        if text not in said:
+            print_it(said, *args, **kwargs)
+
+    wandb.termwarn = other_than
+    try:
+        yield
+    finally:
+        wandb.termwarn = print_it
 
 
 def keep_going(loggers: list[Logger]) -> None:
