@@ -46,7 +46,8 @@ class Cell:
 
     @property
     def report_step(self) -> int:
-        return int(self.document["model"]["report_step"])
+        model = self.document["model"]
+        return int(model.get("init_args", model)["report_step"])  # of another system than `MetaLearner`
 
     @property
     def published(self) -> dict[str, dict[int, float]]:
@@ -348,6 +349,28 @@ def methods() -> str:
     return markdown(["method", "file", "experiments", "paper"], rows())
 
 
+def returns() -> str:
+    """Reinforcement learning: returns after each gradient step by the paper's protocol, beside the published ones."""
+
+    def rows() -> Iterator[list[str]]:
+        for cell in cells():
+            if cell.first["metric"] != "return":
+                continue
+            for name, entry in cell.first["results"].items():
+                if entry["protocol"] != "paper":
+                    continue
+                steps = range(len(entry["mean"]))
+                values, ci95 = cell.published.get(name, {}), cell.published_ci95.get(name, {})
+                title = f"[{cell.title}](experiments/{cell.name}.yaml)"
+                yield [title, length(cell), f"{entry['episodes']} x {entry['queries']}",
+                       " / ".join(measured(cell, name, step) for step in steps),
+                       " / ".join(interval("return", values.get(step), ci95.get(step)) or "?" for step in steps) * bool(values),
+                       str(len(cell.seeds))]  # fmt: skip
+
+    header = ["experiment", "iterations", "tasks x trajectories", "measured after 0 / 1 / 2 ... steps", "published", "seeds"]
+    return markdown(header, rows())
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "methods": methods,
     "finished": finished,
@@ -355,6 +378,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "images": images,
     "regression": regression,
     "streams": streams,
+    "returns": returns,
     "speed": speed,
 }
 

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,8 @@ def category(command: str) -> str:
             return "own images"
         if "omniglot" in command:
             return "omniglot"
+        if "rl" in re.split(r"[/_.\s]", command):
+            return "acting"
         return "processes" if "ddp" in command else "sine"
     return "unknown"
 
@@ -150,7 +153,7 @@ def execute(words: list[str], folder: Path) -> str:
 def test_every_command_is_in_a_category() -> None:
     unknown = of("unknown")
     assert not unknown, f"say in this test how these commands are checked: {unknown}"
-    for kind in ("sine", "omniglot", "parsed", "wandb", "make", "own images", "listing", "processes"):
+    for kind in ("sine", "omniglot", "parsed", "wandb", "make", "own images", "listing", "processes", "acting"):
         assert of(kind), f"no page has a command left of the category {kind}"
     missing = [place for place in ELSEWHERE.values() if not (ROOT / place).exists()]
     assert not missing, f"what runs a command elsewhere is gone: {missing}"
@@ -182,6 +185,21 @@ def test_the_sine_commands_run_in_order(mamllit: Run, folder: Path) -> None:
     assert not missing, f"docs/start.md says that a run has {missing}"
     for name in ("figures/learning_curve.png", "figures/adaptation_10shot.png", "checkpoints/last.ckpt"):
         assert (first / name).exists()
+
+
+def test_the_commands_of_reinforcement_learning_run_in_order(mamllit: Run) -> None:
+    """The video too; what needs MuJoCo is only parsed, and skips without it."""
+    small = {"shots": 2, "queries": 2, "meta_batch_size": 2, "val_episodes": 2, "test_shots": [2], "protocols": "[paper]"}
+    tiny = [word for name, value in small.items() for word in (f"--data.{name}", str(value))]
+    fit = [*tiny, "--trainer.max_steps", str(STEPS), "--wandb", "disabled"]
+    for command in of("acting"):
+        if "cheetah" in command or "ant_" in command:
+            if find_spec("mujoco") is not None:
+                assert "max_steps:" in mamllit(command, "--print_config"), command
+        elif " rollout " in command:
+            assert "video: " in mamllit(command), command
+        else:
+            assert "results: runs/" in mamllit(command, *fit), command
 
 
 def test_the_listings_run(mamllit: Run, folder: Path) -> None:

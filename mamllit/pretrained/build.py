@@ -21,7 +21,7 @@ SAFE = ("mamllit", "torch.nn")
 LEEWAY = 100_000  # beside the numbers of a file: constants, step counts
 CALLS = 200  # of torch's functions that making a module may take for each tensor of the file
 FILLS = ("uniform_", "normal_", "fill_", "zero_", "copy_", "erfinv_", "clamp_", "mul_", "add_")
-OBJECTIVES = "mamllit.objectives"  # plain classes; they take no arguments
+PLAIN = ("mamllit.objectives", "mamllit.rl")  # plain classes that only compute: objectives, worlds, distributions
 
 
 def load(name_or_path: str | Path, trusted: Sequence[str] = ()) -> Method:
@@ -178,9 +178,9 @@ def _class(path: str, trusted: Sequence[str]) -> type:
     except (ImportError, AttributeError) as error:
         raise ValueError(f"the checkpoint needs the class {path}, which this installation does not have: {error}") from error
     home = getattr(found, "__module__", "")
-    plain = _inside(home, (OBJECTIVES, *trusted))
+    plain = _inside(home, (*PLAIN, *trusted))
     if not isinstance(found, type) or not (plain or (_inside(home, SAFE) and issubclass(found, nn.Module))):
-        raise ValueError(f"{path} in the checkpoint is no network, method or objective; it is not made")
+        raise ValueError(f"{path} in the checkpoint is no network, method, objective or world; it is not made")
     return found
 
 

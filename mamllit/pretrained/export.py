@@ -72,7 +72,7 @@ def export(
     }
     checkpoint = Checkpoint(
         name=path.stem,
-        model=config["model"],
+        model=config["model"].get("init_args") or config["model"],  # of another system than `MetaLearner`
         data={"class_path": data["class_path"], "init_args": arguments, **_preparation(saved, data)},
         result=_result(result, saved["global_step"], asked, ckpt, config.get("results") or {}),
         stored_as=dtype,

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 
-from mamllit.cli.commands import adapt, experiments, export, results
+from mamllit.cli.commands import adapt, experiments, export, results, rollout
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "adapt": adapt.main,
     "export": export.main,
     "experiments": experiments.main,
     "results": results.main,
+    "rollout": rollout.main,
 }
 
 

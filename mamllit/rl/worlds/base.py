@@ -4,8 +4,10 @@ T tasks, K trajectories of each, H steps at most, O numbers in an observation, a
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,6 +57,14 @@ class World(ABC):
         """Where in the plane the trajectories are, [..., 2], for a figure; None where there is no such place."""
         return None
 
+    def frames(self, task: Tensor, start: Tensor, actions: Tensor) -> Iterator[np.ndarray]:
+        """Pictures [height, width, 3] of bytes of a trajectory in a `task` [p], from the noise `start`, by `actions` [n, a].
+
+        Raises:
+            ValueError: where a world cannot draw itself.
+        """
+        raise ValueError(f"{type(self).__name__} draws no pictures; leave --video out")
+
 
 class Revealed(World):
     """A world that tells the policy its task, behind each observation: for the paper's oracle.
@@ -89,6 +99,9 @@ class Revealed(World):
 
     def places(self, observations: Tensor) -> Tensor | None:
         return self.world.places(observations[..., : self.world.observations])
+
+    def frames(self, task: Tensor, start: Tensor, actions: Tensor) -> Iterator[np.ndarray]:
+        return self.world.frames(task, start, actions)
 
 
 def _told(observation: Tensor, tasks: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ had zeros there); returns are those of the MuJoCo that is installed, not of the 
 
 import warnings
 from abc import abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ try:
 except ImportError as error:
     raise ImportError('half-cheetah and ant need MuJoCo >= 3.17 and Gymnasium: pip install "mamllit[rl]"') from error
 
-PAPER_TASKS = 40
+PAPER_TASKS, SIZE = 40, (240, 320)  # SIZE: height and width of a frame
 Array = np.ndarray
 
 
@@ -112,6 +113,20 @@ class Locomotion(World):
         observation = torch.from_numpy(self._observed(batch)).to(tasks).unflatten(0, action.shape[:2])
         done = torch.from_numpy(fallen).to(tasks.device).unflatten(0, action.shape[:2])
         return Step(Simulations(batch, alive & ~fallen), observation, self.reward(tasks, velocity, action), done)
+
+    def frames(self, task: Tensor, start: Tensor, actions: Tensor) -> Iterator[Array]:
+        """Rendered without a screen: set MUJOCO_GL to egl or osmesa where there is none."""
+        data, renderer = mujoco.MjData(self.model), mujoco.Renderer(self.model, *SIZE)
+        state, _ = self.reset(task[None], start[None, None])
+        try:
+            for action in actions:
+                state = self.step(task[None], state, action[None, None]).state
+                data.qpos[:] = state.batch.qpos[0]
+                mujoco.mj_forward(self.model, data)
+                renderer.update_scene(data, camera="track")
+                yield renderer.render().copy()
+        finally:
+            renderer.close()
 
 
 class HalfCheetah(Locomotion):

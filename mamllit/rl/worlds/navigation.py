@@ -1,14 +1,17 @@
 """2D navigation, the first of the MAML paper's reinforcement learning tasks (Finn et al. 2017, section 5.3)."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from mamllit.rl.worlds.base import Step, World
 
 STEP, NEAR, PAPER_TASKS = 0.1, 0.01, 40
+SIDE = 320  # pixels of a frame
 
 
 class Navigation(World):
@@ -55,6 +58,19 @@ class Navigation(World):
         position = state + STEP * action.clamp(-1, 1)
         off = position - tasks[:, None]
         return Step(position, position, -off.square().sum(-1).sqrt(), (off.abs() < NEAR).all(-1))
+
+    def frames(self, task: Tensor, start: Tensor, actions: Tensor) -> Iterator[np.ndarray]:
+        def pixel(place: Tensor) -> tuple[float, float]:
+            return SIDE * (0.5 + place[0].item() / 1.6), SIDE * (0.5 - place[1].item() / 1.6)
+
+        picture = Image.new("RGB", (SIDE, SIDE), "white")
+        canvas, places = ImageDraw.Draw(picture), [torch.zeros(2)]
+        x, y = pixel(task)
+        canvas.ellipse((x - 7, y - 7, x + 7, y + 7), fill="#c0392b")
+        for action in actions:
+            places.append(places[-1] + STEP * action.clamp(-1, 1))
+            canvas.line((pixel(places[-2]), pixel(places[-1])), fill="#2e86c1", width=2)
+            yield np.asarray(picture).copy()
 
     def places(self, observations: Tensor) -> Tensor | None:
         return observations
