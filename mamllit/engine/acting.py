@@ -44,12 +44,13 @@ class Credit:
 
 
 class Practice(NamedTuple):
-    """What T tasks gathered in n inner steps: the `supports` of the steps, [T, K, H, ...] each, and the `query`; the `outputs`
-    of the adapted policies that acted in the query [T, K, H, d]; mean `returns` [T, n + 1] after 0, ..., n steps; the `last`
-    trajectories."""
+    """What T tasks gathered in n inner steps: the `supports` of the steps, [T, K, H, ...] each, and the `query`; the outputs
+    [T, K, H, d] of the policies that acted, `before` in each support and `outputs` in the query; mean `returns` [T, n + 1]
+    after 0, ..., n steps; the `last` trajectories."""
 
     supports: list[Examples]
     query: Examples
+    before: list[Tensor]
     outputs: Tensor
     returns: Tensor
     last: Trajectories
@@ -129,6 +130,7 @@ def practise(
         FloatingPointError: where `strict`; it names the tasks.
     """
     supports: list[Examples] = []
+    acted: list[Tensor] = []
     returns: list[Tensor] = []
     states: Params | None = None
     for phase, k in enumerate(trajectories):
@@ -143,7 +145,8 @@ def practise(
             last = Trajectories(*(value.masked_fill(bad.reshape(-1, *(1,) * (value.dim() - 1)), 0.0) for value in last))
         found, outputs = examples(method, last, states, credit)
         supports.append(found)
-    return Practice(supports[:-1], supports[-1], outputs, torch.stack(returns, 1), last)
+        acted.append(outputs)
+    return Practice(supports[:-1], supports[-1], acted[:-1], acted[-1], torch.stack(returns, 1), last)
 
 
 def thinned(part: Examples, fraction: float, whole: bool, offset: int) -> Examples:

@@ -55,20 +55,38 @@ class PolicyStep:
 
     def gradient(self) -> tuple[Tensor, list[Tensor]]:
         """Mean surrogate loss over the tasks of this process, and its gradient in the parameters."""
-        tasks = count(self.practice.query)
-        total, gradient = self.practice.outputs.new_zeros(()), [torch.zeros_like(value) for value in self.parameters]
 
-        def of_task(supports: list[Examples], query: Examples) -> Tensor:
+        def of_task(supports: list[Examples], query: Examples, before: list[Tensor]) -> Tensor:
             return self.objective.surrogate(self.outputs(supports, query), query.y)
 
-        for query, supports in chunks(self.practice.query, self.practice.supports):
+        self._loss, gradient = self._mean_gradient(of_task)
+        return self._loss, gradient
+
+    def proximal(self, clip: float, inner_kl: float) -> tuple[Tensor, list[Tensor]]:
+        """ProMP's loss and gradient, means over tasks and processes: the clipped surrogate and `inner_kl` times the divergences
+        of the policies that acted before each inner step."""
+
+        def of_task(supports: list[Examples], query: Examples, before: list[Tensor]) -> Tensor:
+            state, moved = self.method.start(1), query.x.new_zeros(())
+            for support, old in zip(supports, before, strict=True):
+                kl = self.objective.distribution.kl(old, self.method.predict(state, support.x))
+                moved = moved + mean_over_steps(kl, unpack(support.y).valid)
+                state = self.method.step(state, support)
+            return self.objective.surrogate(self.method.predict(state, query.x), query.y, clip) + inner_kl * moved
+
+        loss, gradient = self._mean_gradient(of_task)
+        return self.reduce(loss), [self.reduce(part) for part in gradient]
+
+    def _mean_gradient(self, of_task: Callable[..., Tensor]) -> tuple[Tensor, list[Tensor]]:
+        tasks, practice = count(self.practice.query), self.practice
+        total, gradient = practice.outputs.new_zeros(()), [torch.zeros_like(value) for value in self.parameters]
+        for query, supports, before in chunks(practice.query, practice.supports, practice.before):
             with torch.enable_grad():
-                loss = vmap(of_task)(supports, query).sum() / tasks
+                loss = vmap(of_task)(supports, query, before).sum() / tasks
                 parts = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
             total += loss.detach()
             for value, part in zip(gradient, parts, strict=True):
                 value += part
-        self._loss = total
         return total, gradient
 
     def begin(self) -> Tensor:

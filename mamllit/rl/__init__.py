@@ -8,6 +8,7 @@ from mamllit.rl.distributions import Categorical, Distribution, Gaussian
 from mamllit.rl.noise import Noise
 from mamllit.rl.objective import Happened, PolicyGradient, pack, unpack
 from mamllit.rl.policy import GaussianPolicy
+from mamllit.rl.proximal import ProximalAdam
 from mamllit.rl.trajectories import Trajectories, rollout
 from mamllit.rl.trust_region import TrustRegion
 from mamllit.rl.worlds import Navigation, Revealed, Tabular, World
@@ -21,6 +22,7 @@ __all__ = [
     "Navigation",
     "Noise",
     "PolicyGradient",
+    "ProximalAdam",
     "Revealed",
     "Tabular",
     "Trajectories",

@@ -90,11 +90,18 @@ class PolicyGradient:
             weight = total.exp() - before.exp()
         return -mean_over_steps(weight * happened.advantage, happened.valid)
 
-    def surrogate(self, output: Tensor, y: Tensor) -> Tensor:
-        """Minus the mean of pi / pi_0 A: the outer loss, whose value says how a changed policy would do on these steps."""
+    def surrogate(self, output: Tensor, y: Tensor, clip: float | None = None) -> Tensor:
+        """Minus the mean of pi / pi_0 A: the outer loss, whose value says how a changed policy would do on these steps.
+
+        With `clip`, a ratio that is better than 1 + clip, or 1 - clip where A < 0, counts as that (J. Schulman et al. 2017,
+        arXiv 1707.06347, equation 7).
+        """
         happened = unpack(y)
         ratio = (self.distribution.log_prob(output, happened.action) - happened.old).exp()
-        return -mean_over_steps(ratio * happened.advantage, happened.valid)
+        gain = ratio * happened.advantage
+        if clip is not None:
+            gain = torch.minimum(gain, ratio.clamp(1 - clip, 1 + clip) * happened.advantage)
+        return -mean_over_steps(gain, happened.valid)
 
     def metric(self, output: Tensor, y: Tensor) -> Tensor:
         """The surrogate's gain; a return itself is only measured by acting."""

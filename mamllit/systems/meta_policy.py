@@ -19,6 +19,7 @@ from mamllit.engine.policy_step import PolicyStep
 from mamllit.figures.paths import navigation_paths
 from mamllit.methods import Method
 from mamllit.rl.objective import PolicyGradient
+from mamllit.rl.proximal import ProximalAdam
 from mamllit.rl.trust_region import TrustRegion
 from mamllit.systems.episodic import EpisodicSystem
 from mamllit.systems.guard import NonFiniteMetaLoss, finite
@@ -32,7 +33,7 @@ class MetaPolicy(EpisodicSystem):
 
     Args:
         method: what is learned: one whose inner steps can be made one at a time (`start`, `step`), with a `PolicyGradient`.
-        optimizer: makes the outer optimiser; one with `pose`, as `TrustRegion` has it, is told each step's problem.
+        optimizer: makes the outer optimiser: `TrustRegion` or `ProximalAdam`, which are told each step's problem, or any other.
         curvature: the share of the steps from which `TrustRegion` takes its products; 1 is the paper's.
         discount, gae_lambda: how rewards become advantages.
         later_steps: the share of the step size that the second and later gradient steps of an evaluation take (the paper: 1/2).
@@ -96,7 +97,7 @@ class MetaPolicy(EpisodicSystem):
         self._step = PolicyStep(self.learner(), practice, parameters, self.curvature, self.global_step, self._mean)
         loss, gradient = self._step.gradient()
         optimizer = self.optimizers(use_pl_optimizer=False)
-        if isinstance(optimizer, TrustRegion):
+        if isinstance(optimizer, TrustRegion | ProximalAdam):
             optimizer.pose(self._step)
         if (self.global_step + 1) % self.log_every == 0:
             self._log_practice(practice, len(batch.number))

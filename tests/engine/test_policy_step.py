@@ -119,6 +119,32 @@ def test_a_step_begins_with_ratio_1_and_no_divergence(name: str) -> None:
     assert loss.item() == pytest.approx(-mean.mean().item(), abs=1e-12)
 
 
+def test_the_proximal_loss_begins_as_the_surrogate_and_then_clips_and_penalises() -> None:
+    method, practice = gathered("two steps", "ratio")
+    step = of(method, practice)
+    loss, gradient = step.gradient()
+    proximal, same = step.proximal(0.3, 10.0)
+    assert proximal.item() == pytest.approx(loss.item(), abs=1e-10)
+    for one, two in zip(gradient, same, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-7, atol=1e-9)
+    for value in method.parameters():
+        value.data += 0.1 * torch.randn_like(value)
+    free, unpenalised = step.judge()[0].item(), step.proximal(1e9, 0.0)[0].item()
+    assert unpenalised == pytest.approx(free, abs=1e-10)
+    clipped, penalised = step.proximal(1e-3, 0.0)[0].item(), step.proximal(1e9, 2.0)[0].item()
+    assert clipped > free
+    kl = 0.0
+    for task in range(TASKS):
+        state = method.start(1)
+        for support, before in zip(practice.supports, practice.before, strict=True):
+            own = item(support, task)
+            valid = unpack(own.y).valid
+            found = step.objective.distribution.kl(before[task], method.predict(state, own.x))
+            kl += ((found * valid).sum() / valid.sum() / TASKS).item()
+            state = method.step(state, own)
+    assert penalised - free == pytest.approx(2 * kl, rel=1e-9)
+
+
 def test_tasks_in_chunks_or_all_at_once_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     method, practice = gathered("MAML")
     vector = torch.randn(sum(value.numel() for value in method.parameters()), dtype=torch.float64)

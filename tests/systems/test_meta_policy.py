@@ -13,7 +13,7 @@ from short_fits import make_trainer
 from mamllit.data import ControlDataModule
 from mamllit.methods import MAML, PrototypicalNetworks
 from mamllit.objectives import Classification, Regression
-from mamllit.rl import GaussianPolicy, Navigation, PolicyGradient, TrustRegion
+from mamllit.rl import GaussianPolicy, Navigation, PolicyGradient, ProximalAdam, TrustRegion
 from mamllit.systems import MetaPolicy
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
@@ -52,6 +52,10 @@ def test_an_ordinary_optimiser_and_another_curvature_run_too() -> None:
     before = weights(learner)
     make_trainer(2).fit(learner, datamodule=make_data())
     assert 0 < (weights(learner) - before).abs().max() < 3e-3
+    proximal = make_learner(optimizer=lambda params: ProximalAdam(params, lr=1e-3, epochs=3))
+    trainer = make_trainer(2)
+    trainer.fit(proximal, datamodule=make_data())
+    assert {int(state["step"]) for state in trainer.optimizers[0].state.values()} == {6}, "three steps on each meta-batch"
     make_trainer(1).fit(learner := make_learner(curvature=0.3), datamodule=make_data())
     assert not torch.equal(weights(learner), before)
 
