@@ -138,6 +138,7 @@ def test_published_values_stand_beside_sets_that_are_measured() -> None:
     for path in MEASURED:
         cli = parsed(path)
         sets = {evaluation.name for evaluation in cli.datamodule.evaluation_sets("test")}
+        sets |= {f"{name}/inductive" for name in sets}
         published = cli.config_init.results.published or {}
         steps = {steps for values in published.values() for steps in values}
         if not set(published) <= sets or not steps <= set(range(cli.model.eval_steps + 1)):

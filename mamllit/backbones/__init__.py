@@ -6,5 +6,16 @@ from mamllit.backbones.heads import CosineHead
 from mamllit.backbones.mlp import MLP
 from mamllit.backbones.norm import BatchStatNorm
 from mamllit.backbones.resnet12 import ResNet12
+from mamllit.backbones.statistician import StatisticianDecoder, StatisticianEncoder
 
-__all__ = ["MLP", "BatchStatNorm", "Conv4", "ConvPairs", "CosineHead", "ResNet12", "SameConv2d"]
+__all__ = [
+    "MLP",
+    "BatchStatNorm",
+    "Conv4",
+    "ConvPairs",
+    "CosineHead",
+    "ResNet12",
+    "SameConv2d",
+    "StatisticianDecoder",
+    "StatisticianEncoder",
+]

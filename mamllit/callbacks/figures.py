@@ -1,5 +1,6 @@
 """Figures of how the model adapts, as PNG files in the run directory and as images in the loggers."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import lightning as L
@@ -14,7 +15,7 @@ from mamllit.core.tree import item, tree_map
 from mamllit.data import EpisodicDataModule, EvaluationSet, ImageDataModule
 from mamllit.engine.evaluation import ordinary
 from mamllit.figures.plotting import classification_adaptation, learning_curve, regression_adaptation, stream_answers
-from mamllit.figures.sample_plots import mask_probabilities, step_sizes
+from mamllit.figures.sample_plots import conditioned_samples, mask_probabilities, step_sizes
 from mamllit.methods import Method
 from mamllit.methods.parts.streams import StreamMethod
 from mamllit.runs.logs import unharmed
@@ -76,6 +77,8 @@ class AdaptationFigures(L.Callback):
                 if regression
                 else _classification(learner, data, evaluation, steps, heading)
             )
+        if (imagined := getattr(learner.method, "imagined", None)) and isinstance(data, ImageDataModule):
+            figures["samples"] = _imagined(imagined, learner, data, title)
         for verb, (name, draw) in LEARNED.items():
             if tell := getattr(learner.method, verb, None):
                 figures[name] = draw({layer: value.cpu() for layer, value in tell().items()}, title)
@@ -105,6 +108,15 @@ def _regression(
     predictions = {s: torch.stack(values) for s, values in curves.items()}
     support = batch.support
     return regression_adaptation(x.cpu(), torch.stack(truth), support.x[..., 0], support.y[..., 0], predictions, title)
+
+
+def _imagined(imagined: Callable[..., Tensor], learner: EpisodicSystem, data: ImageDataModule, title: str) -> Figure:
+    """What a model of sets samples given the query images of each class of an episode."""
+    query = data.episodes(learner.evaluation_sets[-1], 0, 1).episodes.query
+    sets = query.x[0].unflatten(0, (query.ways, -1))[:, :5]
+    with torch.no_grad():
+        samples = imagined(sets.to(learner.device), 5).cpu()
+    return conditioned_samples(sets.cpu(), samples, title, ink_is_1(data))
 
 
 def _stream(method: StreamMethod, data: EpisodicDataModule, evaluation: EvaluationSet, title: str) -> Figure:

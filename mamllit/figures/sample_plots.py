@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from mamllit.figures.plotting import show_image
+
 
 def predictive_samples(x: Tensor, truth: Tensor, support_x: Tensor, support_y: Tensor, samples: Tensor, title: str) -> Figure:
     """The curves of a task's sampled models, their mean, and a band of two standard deviations around it.
@@ -31,6 +33,25 @@ def predictive_samples(x: Tensor, truth: Tensor, support_x: Tensor, support_y: T
             axes.set_ylabel("y")
             axes.legend(fontsize=7, loc="lower left")
     figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def conditioned_samples(sets: Tensor, samples: Tensor, title: str, dark_on_light: bool = False) -> Figure:
+    """Sets of images, one in a row, and what a model of sets makes of each.
+
+    Args:
+        sets: [N, n, C, H, W].
+        samples: [N, m, C, H, W].
+        dark_on_light: 1 is drawn black, as ink.
+    """
+    (rows, shown), made = sets.shape[:2], samples.shape[1]
+    figure = Figure(figsize=(0.7 * (shown + made + 1), 0.75 * rows + 0.5), layout="constrained")
+    grid = figure.add_gridspec(rows, shown + made + 1)
+    for row in range(rows):
+        for column, image in enumerate([*sets[row], None, *samples[row]]):
+            if image is not None:
+                show_image(figure.add_subplot(grid[row, column]), image, dark_on_light)
+    figure.suptitle(f"{title}: sets (left), and samples given each (right)", fontsize=9)
     return figure
 
 

@@ -15,10 +15,12 @@ from mamllit.methods.maml_plus_plus import MAMLPlusPlus
 from mamllit.methods.mann import MANN, LSTMLearner
 from mamllit.methods.matching import MatchingNetworks
 from mamllit.methods.memory_module import MemoryModule
+from mamllit.methods.meta_learner_lstm import MetaLearnerLSTM
 from mamllit.methods.meta_sgd import MetaSGD
 from mamllit.methods.mt_net import MTNet
 from mamllit.methods.multi_task import MultiTask
 from mamllit.methods.nearest_neighbour import NearestNeighbour
+from mamllit.methods.neural_statistician import NeuralStatistician
 from mamllit.methods.platipus import PLATIPUS
 from mamllit.methods.prototypical import PrototypicalNetworks
 from mamllit.methods.reptile import Reptile
@@ -42,10 +44,12 @@ __all__ = [
     "MTNet",
     "MatchingNetworks",
     "MemoryModule",
+    "MetaLearnerLSTM",
     "MetaSGD",
     "Method",
     "MultiTask",
     "NearestNeighbour",
+    "NeuralStatistician",
     "PrototypicalNetworks",
     "Reptile",
     "SiameseNetworks",

@@ -33,11 +33,13 @@ from mamllit.methods import (
     MAMLPlusPlus,
     MatchingNetworks,
     MemoryModule,
+    MetaLearnerLSTM,
     MetaSGD,
     Method,
     MTNet,
     MultiTask,
     NearestNeighbour,
+    NeuralStatistician,
     PrototypicalNetworks,
     Reptile,
     SiameseNetworks,
@@ -72,7 +74,12 @@ ENTRIES: dict[type[Method], Callable[[], Method]] = {
     LSTMLearner: lambda: LSTMLearner(MLP(SIDE * SIDE, [6], 5, norm=True), Classification(), 5, WAYS, 4),
     MANN: lambda: MANN(MLP(SIDE * SIDE, [6], 5, norm=True), Classification(), 5, WAYS, 4, 6, 4, 2),
     MemoryModule: lambda: MemoryModule(MLP(SIDE * SIDE, [6], 5, norm=True), Classification(), 5),
+    MetaLearnerLSTM: lambda: MetaLearnerLSTM(MLP(SIDE * SIDE, [6, 5], WAYS, norm=True), Classification(), 2, 4),
     NearestNeighbour: lambda: NearestNeighbour(MLP(SIDE * SIDE, [6], 5, norm=True), Classification()),
+    # no norm: the gradient of a bias before one is zero but for rounding, and divergences make that large
+    NeuralStatistician: lambda: NeuralStatistician(
+        MLP(SIDE * SIDE, [6], 5), MLP(7, [6], SIDE * SIDE), Classification(), 5, 3, 4, 6
+    ),
     PrototypicalNetworks: lambda: PrototypicalNetworks(MLP(SIDE * SIDE, [6], 5, norm=True), Classification()),
     SiameseNetworks: lambda: SiameseNetworks(MLP(SIDE * SIDE, [6], 5, norm=True), Classification(), features=5),
     # no norm: Adam divides the gradient of a bias before one, which is zero but for rounding, by itself

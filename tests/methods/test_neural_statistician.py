@@ -1,0 +1,167 @@
+"""The neural statistician: divergences and bound by other ways to the same numbers, and what a set may not tell."""
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mamllit.backbones import MLP, StatisticianDecoder, StatisticianEncoder
+from mamllit.core.episode import Episode
+from mamllit.core.noise import episode_key
+from mamllit.core.tree import item
+from mamllit.figures.sample_plots import conditioned_samples
+from mamllit.methods import NeuralStatistician
+from mamllit.methods.neural_statistician import Gaussian, kl
+from mamllit.objectives import Classification
+
+SIDE, CODE, CONTEXT = 4, 2, 3
+
+
+def make(**settings: Any) -> NeuralStatistician:
+    torch.manual_seed(0)
+    encoder = MLP(SIDE * SIDE, [6], 5, activation="tanh")
+    decoder = MLP(CODE + CONTEXT, [6], SIDE * SIDE, activation="tanh")
+    settings = {"features": 5, "code": CODE, "context": CONTEXT, "hidden": 6, **settings}
+    return NeuralStatistician(encoder, decoder, Classification(), **settings).double()
+
+
+@pytest.fixture
+def episodes(image_episodes: Callable[..., Episode]) -> Episode:
+    return image_episodes(2, ways=3, shots=2, queries=3, side=SIDE)
+
+
+def gaussian(*shape: int) -> Gaussian:
+    return Gaussian(torch.randn(*shape, dtype=torch.float64), torch.randn(*shape, dtype=torch.float64))
+
+
+def test_the_divergence_is_that_of_many_samples() -> None:
+    p, q = gaussian(3), gaussian(3)
+
+    def log_density(g: Gaussian, x: Tensor) -> Tensor:
+        return -((x - g.mean).square() / g.log_var.exp() + g.log_var + math.log(2 * math.pi)).sum(-1) / 2
+
+    x = p.sample(torch.randn(400_000, 3, dtype=torch.float64))
+    assert float(kl(p, q)) == pytest.approx(float((log_density(p, x) - log_density(q, x)).mean()), rel=0.02)
+    many, others = gaussian(50, 3), gaussian(50, 3)
+    torch.testing.assert_close(kl(many, many), torch.zeros(50, dtype=torch.float64))
+    assert (kl(many, others) > 0).all()
+    by_torch = torch.distributions.kl_divergence(
+        *(torch.distributions.Normal(g.mean, (g.log_var / 2).exp()) for g in (many, others))
+    )
+    torch.testing.assert_close(kl(many, others), by_torch.sum(-1))
+
+
+def test_the_bound_is_that_of_a_loop_over_sets_and_images(episodes: Episode) -> None:
+    """One image and one set at a time, with the noise that the method draws, by torch's own distributions."""
+    method, episode = make(keep=1.0, dilate=0.0), item(episodes, 0)
+    key = episode_key(episode.support)
+    sets = (torch.rand(3, 5, 1, SIDE, SIDE, dtype=torch.float64) < 0.5).double()
+    reconstruction, of_codes, of_context = method.bound(sets, key)
+    normals: list[Tensor] = []
+    sample = Gaussian.sample
+
+    def recorded(self: Gaussian, noise: Tensor) -> Tensor:
+        normals.append(noise)
+        return sample(self, noise)
+
+    Gaussian.sample = recorded  # type: ignore[method-assign]
+    try:
+        method.bound(sets, key)
+    finally:
+        Gaussian.sample = sample  # type: ignore[method-assign]
+
+    def normal(g: Gaussian) -> torch.distributions.Normal:
+        return torch.distributions.Normal(g.mean, (g.log_var / 2).exp())
+
+    kl_of = torch.distributions.kl_divergence
+    for i, images in enumerate(sets):
+        h = torch.stack([method.backbone(image[None])[0] for image in images])
+        pooled = torch.stack([F.elu(method.before(row)) for row in h]).mean(0)
+        q_c = normal(method.after(torch.cat([pooled, torch.tensor([5.0], dtype=torch.float64)])))
+        c = q_c.loc + q_c.scale * normals[0][i]
+        total = kl_of(q_c, torch.distributions.Normal(torch.zeros(CONTEXT), torch.ones(CONTEXT)).expand([CONTEXT])).sum()
+        for j, image in enumerate(images):
+            q_z, p_z = normal(method.posterior(torch.cat([h[j], c]))), normal(method.prior(c))
+            z = q_z.loc + q_z.scale * normals[1][i, j]
+            pixels = torch.distributions.Bernoulli(logits=method.decoder(torch.cat([c, z])[None])[0])
+            total = total + kl_of(q_z, p_z).sum() - pixels.log_prob(image.flatten()).sum()
+        torch.testing.assert_close((of_codes + of_context - reconstruction)[i], total / 5)
+
+
+def test_the_gradient_is_the_slope(episodes: Episode, assert_meta_gradient_is_the_slope: Any) -> None:
+    assert_meta_gradient_is_the_slope(make(), episodes)
+
+
+def test_a_set_is_known_by_its_images_alone() -> None:
+    method = make()
+    images = torch.rand(1, 5, 1, SIDE, SIDE, dtype=torch.float64)
+    whole = method.gather(images)
+    torch.testing.assert_close(method.gather(images[:, torch.randperm(5)]), whole)
+    features = method.backbone(images[0, :1].flatten(1))
+    one, two = (method.pool(features.expand(1, n, -1), torch.full((1, n), 1.0 / n).double()) for n in (1, 2))
+    torch.testing.assert_close(one, two)  # {x, x} is {x}, where the number is the same
+    left_out = torch.tensor([[1.0, 0.0, 1.0, 1.0, 0.0]]).double()
+    all_features = method.backbone(images[0])[None]
+    kept = method.pool(all_features[:, [0, 2, 3]], torch.ones(1, 3).double())
+    torch.testing.assert_close(method.pool(all_features, left_out), kept)
+
+
+def test_a_query_is_of_the_class_from_which_its_posterior_is_least_far(episodes: Episode) -> None:
+    method, episode = make(), item(episodes, 0)
+    logits = method.predict(episode.support, episode.query.x)
+    support, query = episode.support.x.round(), episode.query.x.round()
+    for i in range(3):
+        of_class = method.gather(support[episode.support.y == i][None])
+        for j in range(len(query)):
+            torch.testing.assert_close(logits[j, i], -kl(of_class, method.gather(query[j][None, None]))[0])
+    alone = method.predict(episode.support, episode.query.x[2:3])
+    torch.testing.assert_close(alone[0], logits[2])  # this encoder has no norm
+
+
+def test_training_images_are_black_and_white_anew_in_each_episode(episodes: Episode) -> None:
+    method = make(dilate=1.0)
+    sets = torch.full((2, 3, 1, SIDE, SIDE), 0.3, dtype=torch.float64)
+    keys = [episode_key(item(episodes, i).support) for i in range(2)]
+    one, other = (method.drawn(sets, key) for key in keys)
+    assert set(one.unique().tolist()) == {0.0, 1.0}
+    assert not torch.equal(one, other)
+    assert torch.equal(one, method.drawn(sets, keys[0]))
+    dot = torch.zeros(1, 1, 1, SIDE, SIDE, dtype=torch.float64)
+    dot[..., 2, 2] = 1
+    thick = method.drawn(dot, keys[0])[0, 0, 0]
+    assert thick.sum() == 4 and (thick[1:3, 1:3] == 1).all()
+    assert torch.equal(make(dilate=0.0).drawn(dot, keys[0]), dot)
+
+
+def test_the_papers_networks() -> None:
+    encoder, decoder = StatisticianEncoder(), StatisticianDecoder()
+    method = NeuralStatistician(encoder, decoder, Classification())
+    assert sum(value.numel() for value in method.parameters()) == pytest.approx(9.20e6, rel=0.005)
+    assert encoder(torch.rand(2, 1, 28, 28)).shape == (2, 4096)
+    assert decoder(torch.rand(2, 528)).shape == (2, 1, 28, 28)
+    samples = method.imagined(torch.rand(2, 3, 1, 28, 28), 4)
+    assert samples.shape == (2, 4, 1, 28, 28)
+    assert samples.min() >= 0 and samples.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"code": 0, "hidden": -1}, "code is 0; it must be >= 1; hidden is -1; it must be >= 1"),
+        ({"keep": 0.0}, "keep is 0.0; it must be in (0, 1]"),
+        ({"dilate": 1.5}, "dilate is 1.5; it must be in [0, 1]"),
+    ],
+)
+def test_what_cannot_be_is_refused(wrong: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(text)):
+        make(**wrong)
+
+
+def test_samples_are_drawn_as_a_figure() -> None:
+    figure = conditioned_samples(torch.rand(2, 3, 1, 8, 8), torch.rand(2, 4, 1, 8, 8), "toys", dark_on_light=True)
+    assert len(figure.axes) == 2 * 7
