@@ -34,8 +34,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
+from mamllit.core.adapted import adapted_parameters
 from mamllit.core.episode import Episode, Examples
-from mamllit.core.inner_loop import Params, adapted_parameters
+from mamllit.core.inner_loop import Params
 from mamllit.methods.base import InnerLoopMethod
 from mamllit.methods.checks import check_inner_loop
 from mamllit.objectives import Objective
