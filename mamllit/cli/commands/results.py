@@ -26,7 +26,8 @@ FREE = (  # what says nothing about the training: where it runs, how it is watch
     "model.compile", "model.memory", "model.init_args.eval_steps", "model.init_args.report_step", "model.init_args.log_every",
     "model.init_args.batch_norm", "model.init_args.execution", "model.init_args.compile", "model.init_args.memory",
     "data.init_args.root", "data.init_args.download", "data.init_args.cache_dir", "data.init_args.num_workers",
-    "data.init_args.test_episodes", "data.init_args.val_episodes", "data.init_args.eval_batch_size",
+    "data.init_args.test_episodes", "data.init_args.test_streams", "data.init_args.val_episodes",
+    "data.init_args.eval_batch_size",
 )  # fmt: skip
 
 
