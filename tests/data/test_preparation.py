@@ -179,8 +179,7 @@ def test_omniglot_is_as_in_the_paper_for_all_weights() -> None:
 def test_the_checkpoints_that_come_with_mamllit_say_what_they_saw() -> None:
     seen = {name: preparation_of(read(name)[0].data) for name in names()}
     assert {name: how for name, how in seen.items() if "omniglot" in name} == {n: INK for n in seen if "omniglot" in n}
-    assert {how for name, how in seen.items() if "mini_imagenet" in name} == {Preparation(84, 3)}
-    assert len(seen) >= 10
+    assert len(seen) >= 3
 
 
 def test_who_says_nothing_meets_nothing() -> None:
