@@ -2,7 +2,9 @@
 
 import platform
 import subprocess
+import sys
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 
 import lightning as L
@@ -27,7 +29,8 @@ def commit() -> str | None:
 
 def versions() -> dict[str, str]:
     """Of mamllit and of what its numbers hang on."""
-    return {
+    physics = {"mujoco": metadata.version("mujoco")} if "mujoco" in sys.modules else {}  # returns differ between its versions
+    return physics | {
         "mamllit": mamllit.__version__,
         "torch": torch.__version__,
         "lightning": L.__version__,

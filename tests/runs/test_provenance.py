@@ -1,6 +1,7 @@
 """The commit that a result names: that of a clone, marked where it was changed; none elsewhere."""
 
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -53,6 +54,10 @@ def test_without_git_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert provenance.commit() is None
 
 
-def test_versions_name_what_the_numbers_hang_on() -> None:
+def test_versions_name_what_the_numbers_hang_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mujoco", None)
+    monkeypatch.setattr("mamllit.runs.provenance.metadata.version", {"mujoco": "4.0.0"}.get)
+    assert provenance.versions()["mujoco"] == "4.0.0"
+    monkeypatch.delitem(sys.modules, "mujoco")
     assert set(provenance.versions()) == {"mamllit", "torch", "lightning", "python"}
     assert provenance.versions()["torch"] == torch.__version__
