@@ -6,14 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from short_fits import make_trainer
 from torch import Tensor
 
 pytest.importorskip("mujoco", reason='needs pip install "mamllit[rl]"')
 gymnasium = pytest.importorskip("gymnasium")
 
-from mamllit.rl import Gaussian, GaussianPolicy, Noise, rollout  # noqa: E402
+from mamllit.data import ControlDataModule  # noqa: E402
+from mamllit.methods import MAML  # noqa: E402
+from mamllit.rl import Gaussian, GaussianPolicy, Noise, PolicyGradient, rollout  # noqa: E402
 from mamllit.rl.worlds import locomotion  # noqa: E402
 from mamllit.rl.worlds.gym import GymWorld  # noqa: E402
+from mamllit.systems import MetaPolicy  # noqa: E402
 
 
 def test_a_batch_is_gymnasium_s_half_cheetah_bit_for_bit_over_200_steps(
@@ -143,3 +147,19 @@ def test_environments_that_are_refused() -> None:
         CartPole()
     with pytest.raises(ValueError, match=r"it must have bounds, to which actions in \[-1, 1\] are scaled"):
         Unbounded()
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*isinstance.treespec, LeafSpec")
+@pytest.mark.parametrize("kind", [locomotion.HalfCheetahDirection, locomotion.AntVelocity, Pendulum])
+def test_a_policy_is_meta_trained_and_tested_there(kind: type) -> None:
+    """With trajectories that end early in the meta-batch (ant), and a world without published tasks (the pendulum)."""
+    world = kind(horizon=12)
+    policy = GaussianPolicy(world.observations, world.actions, hidden=[8])
+    learner = MetaPolicy(MAML(policy, PolicyGradient(), 0.1, 1, "mean"), curvature=0.5, eval_steps=1)
+    protocols = ["standard"] if kind is Pendulum else ["paper"]
+    data = ControlDataModule(world, 3, 3, meta_batch_size=2, test_shots=[2], seed=0, protocols=protocols, standard_episodes=2)  # type: ignore[arg-type]
+    trainer = make_trainer(2)
+    trainer.fit(learner, datamodule=data)
+    trainer.test(learner, datamodule=data, verbose=False)
+    assert trainer.global_step == 2
+    assert all(summary.mean.isfinite().all() for summary in learner.summaries.values())
