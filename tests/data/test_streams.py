@@ -1,6 +1,7 @@
 """Streams: each is a function of its number, in the order that is asked for, and the jitter moves images as it says."""
 
 import math
+import os
 import re
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from mamllit.core.episode import Stream
+from mamllit.core.tree import item
 from mamllit.data import ClassPool, OmniglotStreamDataModule
 from mamllit.data.streams import draw_streams, moved
 
@@ -120,3 +122,30 @@ def test_what_cannot_be_is_refused(wrong: dict[str, Any], text: str) -> None:
 def test_more_classes_than_there_are_are_refused() -> None:
     with pytest.raises(ValueError, match="a stream of 8 classes was asked for, but the val split has 7 classes"):
         draw_streams(OFFSETS, 8, 12, "free", seed=0, split="val", first=0, count=1)
+
+
+@pytest.mark.slow
+@pytest.mark.real_data
+def test_nearest_pixels_do_as_in_the_paper() -> None:
+    """Santoro et al. 2016, table 2, nearest neighbour of the pixels at the 1st, 2nd, 3rd, 4th, 5th, 10th image of a class.
+
+    Theirs with labels of five characters, on a test set that is not published.
+    """
+    if not (images := os.environ.get("MAMLLIT_OMNIGLOT")):
+        pytest.skip("MAMLLIT_OMNIGLOT is not set: the folder of the Omniglot zips or of the extracted folders")
+    data = OmniglotStreamDataModule(images, image_size=20, jitter=True, seed=0)
+    data.setup("test")
+    streams = data.episodes(data.evaluation_sets("test")[0], 0, 300).episodes
+    hits, shown = torch.zeros(10), torch.zeros(10)
+    for i in range(300):
+        stream = item(streams, i)
+        x, y, seen = stream.query.x.flatten(1), stream.query.y, stream.presentations()
+        distance = torch.cdist(x, x).masked_fill(torch.ones(50, 50).triu().bool(), torch.inf)
+        right = (y[distance.argmin(1)] == y).float()
+        right[0] = 1 / 5  # nothing is known
+        for k in range(10):
+            hits[k] += right[seen == k].sum()
+            shown[k] += (seen == k).sum()
+    found = (hits / shown)[[0, 1, 2, 3, 4, 9]]
+    print("nearest pixels:", [round(float(value), 3) for value in found])
+    torch.testing.assert_close(found, torch.tensor([0.04, 0.367, 0.419, 0.457, 0.481, 0.570]), rtol=0, atol=0.06)
