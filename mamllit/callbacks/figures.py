@@ -14,6 +14,7 @@ from mamllit.core.episode import Episode
 from mamllit.core.tree import item, tree_map
 from mamllit.data import EpisodicDataModule, EvaluationSet, ImageDataModule
 from mamllit.engine.evaluation import ordinary
+from mamllit.engine.meta_gradient import in_precision_of
 from mamllit.figures.plotting import classification_adaptation, learning_curve, regression_adaptation, stream_answers
 from mamllit.figures.sample_plots import conditioned_samples, mask_probabilities, step_sizes
 from mamllit.methods import Method
@@ -88,8 +89,11 @@ class AdaptationFigures(L.Callback):
 def outputs_after(method: Method, episode: Episode, x: Tensor, steps: list[int]) -> dict[int, Tensor]:
     """What the method predicts for `x` after each number of inner steps, on the CPU."""
     with torch.inference_mode(False), torch.no_grad():  # `torch.func.grad` differentiates inside all the same
-        states = method.trajectory(ordinary(episode).support, max(steps))
-        return {s: method.predict(states[min(s, len(states) - 1)], x).cpu() for s in steps}
+        support = in_precision_of(method, ordinary(episode)).support
+        x = x.to(support.x.dtype) if x.is_floating_point() else x
+        states = method.trajectory(support, max(steps))
+        outputs = {s: method.predict(states[min(s, len(states) - 1)], x).cpu() for s in steps}
+    return {s: output.to(torch.promote_types(output.dtype, torch.float32)) for s, output in outputs.items()}  # to be drawn
 
 
 def _regression(

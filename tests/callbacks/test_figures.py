@@ -11,6 +11,8 @@ import torch
 
 from mamllit.backbones import MLP
 from mamllit.callbacks import AdaptationFigures
+from mamllit.callbacks.figures import outputs_after
+from mamllit.core.episode import Episode, Examples
 from mamllit.core.metrics import Summary
 from mamllit.data import EpisodicDataModule, EvaluationSet, SineDataModule
 from mamllit.methods import MAML, MetaSGD, MTNet
@@ -205,3 +207,13 @@ def test_an_episode_of_images_is_drawn_up_to_the_headline_step_and_in_its_own_in
     # what is 1 for the network is white, unless that is ink: so the picture looks as its file in both cases
     assert np.allclose(shown[True].get_array(), shown[False].get_array(), atol=1e-6)
     assert shown[True].get_cmap().name == "gray"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_what_is_drawn_is_computed_in_the_precision_of_the_method(dtype: torch.dtype) -> None:
+    method = MAML(MLP(1, [4], 1).to(dtype), Regression(), inner_lr=0.1, inner_steps=1, reduction="mean")
+    part = Examples(torch.rand(3, 1), torch.rand(3, 1))
+    outputs = outputs_after(method, Episode(part, part), torch.rand(5, 1), [0, 1])
+    assert [outputs[s].shape for s in (0, 1)] == [(5, 1)] * 2
+    assert outputs[1].dtype is torch.promote_types(dtype, torch.float32)
+    assert not torch.equal(outputs[0], outputs[1])
