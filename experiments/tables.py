@@ -259,13 +259,15 @@ def streams() -> str:
     def rows() -> Iterator[list[str]]:
         for cell in (cell for cell in cells() if cell.streamed):
             name = next(name for name, entry in cell.first["results"].items() if entry["protocol"].startswith("stream"))
-            frozen = [f"{e['shots']}-shot {measured(cell, n, 0)}" for n, e in cell.first["results"].items() if n != name]
+            others = {n: entry for n, entry in cell.first["results"].items() if n != name}
+            frozen = [f"{e['shots']}-shot {measured(cell, n, 0)} [{e['episodes']:,}]" for n, e in others.items()]
+            streams = f"{cell.first['results'][name]['episodes']:,}"
             published = cell.published.get("stream", {})
-            yield [f"`{cell.name}`", length(cell), *(measured(cell, name, step) for step in shown), "; ".join(frozen)]
-            yield ["published", "", *(interval("accuracy", published.get(step), None) for step in shown), ""]
+            yield [f"`{cell.name}`", length(cell), streams, *(measured(cell, name, step) for step in shown), "; ".join(frozen)]
+            yield ["published", "", "", *(interval("accuracy", published.get(step), None) for step in shown), ""]
 
     ordinals = [f"{step + 1}{ {0: 'st', 1: 'nd', 2: 'rd'}.get(step, 'th') }" for step in shown]
-    return markdown(["cell", "iterations done / asked", *ordinals, "fixed support, standard"], rows())
+    return markdown(["cell", "iterations done / asked", "streams", *ordinals, "fixed support [episodes]"], rows())
 
 
 def regression() -> str:
