@@ -61,7 +61,7 @@ def record(run_dir: str | Path) -> dict[str, Any]:
         "changed": changes(experiment, config),
         "started_from": fit.get("started_from"),
         "seconds": fit.get("seconds"),
-        "commit": fit.get("commit"),
+        "commit": fit.get("commit") if result["steps_done"] else result["commit"],  # untrained weights are those of the test
         "tested_at": result["commit"],
         "versions": result["versions"],
         "machine": result["machine"],
