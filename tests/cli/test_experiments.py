@@ -110,7 +110,9 @@ def test_the_command_line_s_names_become_paths(tmp_path: Path, monkeypatch: pyte
     given = ["-c", "demo", "--config=hardware/cpu", "--trainer.max_steps", "3", "-c"]
     demo, cpu = EXPERIMENTS / "demo.yaml", EXPERIMENTS / "hardware/cpu.yaml"
     assert experiments.resolve(given) == ["-c", str(demo), f"--config={cpu}", "--trainer.max_steps", "3", "-c"]
-    with pytest.raises(SystemExit, match=r"^mamllit fit: no file and no experiment is named 'dem'; did you mean demo\?"):
+    with pytest.raises(
+        SystemExit, match=r"^mamllit fit: no file and no experiment is named 'dem'; did you mean demo or demo_rl\?"
+    ):
         call(monkeypatch, "fit", "-c", "dem")
 
 
