@@ -25,8 +25,8 @@ from mamllit.core.adapted import adapted_parameters
 from mamllit.core.episode import Episode, Examples
 from mamllit.core.inner_loop import Params, gradient_step
 from mamllit.methods.base import Method
-from mamllit.methods.checks import check_inner_loop
 from mamllit.methods.parts import head as heads
+from mamllit.methods.parts.checks import check_inner_loop
 from mamllit.methods.parts.head import BIAS, WEIGHT
 from mamllit.objectives import Objective, Reduction, task_loss
 

@@ -1,7 +1,7 @@
 """Bayesian MAML: particles instead of one initialisation, adapted by Stein variational gradient descent.
 
 J. Yoon, T. Kim, O. Dia, S. Kim, Y. Bengio, S. Ahn: Bayesian Model-Agnostic Meta-Learning, NeurIPS 2018, arXiv 1806.03836.
-The inner loop makes SVGD steps (`mamllit.methods.svgd`) on the support; a prediction is the mean over the particles. Two
+The inner loop makes SVGD steps (`mamllit.methods.parts.svgd`) on the support; a prediction is the mean over the particles. Two
 meta-losses: "chaser", the squared distance of the adapted particles (the chaser) from the leader, which goes on by more
 SVGD steps on support and query together and counts as a constant; and "likelihood", minus the log of the particles' mean
 likelihood of the query. One particle with the latter is MAML.
@@ -30,9 +30,9 @@ from torch.func import functional_call, vmap
 from mamllit.core.adapted import adapted_parameters, select_adapted
 from mamllit.core.episode import Episode, Examples
 from mamllit.core.inner_loop import Params
-from mamllit.methods.checks import check_inner_loop
 from mamllit.methods.inner_loop_method import InnerLoopMethod
-from mamllit.methods.svgd import svgd_step
+from mamllit.methods.parts.checks import check_inner_loop
+from mamllit.methods.parts.svgd import svgd_step
 from mamllit.objectives import Objective, Reduction, task_loss
 
 

@@ -26,8 +26,8 @@ from torch.func import functional_call
 from mamllit.backbones import BatchStatNorm
 from mamllit.core.episode import Episode, Examples
 from mamllit.core.inner_loop import Params, gradient_step
-from mamllit.methods.checks import check_inner_loop
 from mamllit.methods.inner_loop_method import InnerLoopMethod
+from mamllit.methods.parts.checks import check_inner_loop
 from mamllit.objectives import Objective, Reduction, task_loss
 
 CONTEXT = "context"

@@ -30,8 +30,8 @@ from torch.func import grad
 
 from mamllit.core.episode import Examples
 from mamllit.methods.base import Method
-from mamllit.methods.checks import check_inner_loop
-from mamllit.methods.features import class_means, cosines
+from mamllit.methods.parts.checks import check_inner_loop
+from mamllit.methods.parts.features import class_means, cosines
 from mamllit.objectives import Objective
 
 

@@ -3,8 +3,8 @@
 E. Grant, C. Finn, S. Levine, T. Darrell, T. Griffiths: Recasting Gradient-Based Meta-Learning as Hierarchical Bayes, ICLR 2018,
 arXiv 1801.08930 (which calls it L-MAML). The adapted parameters are a point estimate of the task's own; the meta-loss is the
 query's loss at it plus eta log det H, where H is the curvature there: the Fisher of the query examples in Kronecker factors
-(`mamllit.methods.kfac`). The term is differentiated too, through activations, derivatives and the inner loop. At test, models
-can be sampled from N(adapted parameters, inverse of H), H then of the support examples.
+(`mamllit.methods.parts.kfac`). The term is differentiated too, through activations, derivatives and the inner loop. At test,
+models can be sampled from N(adapted parameters, inverse of H), H then of the support examples.
 
 Departures: the damping, which the paper does not state and H cannot do without (a softmax layer's G is singular), is a
 setting; it stands for the prior's precision. Only what the inner loop adapts is in H, batch norm is not.
@@ -27,10 +27,10 @@ from mamllit.core.adapted import adapted_parameters
 from mamllit.core.episode import Episode, Examples
 from mamllit.core.inner_loop import Params, gradient_step
 from mamllit.core.noise import episode_key, normal
-from mamllit.methods.checks import check_inner_loop
 from mamllit.methods.inner_loop_method import InnerLoopMethod
-from mamllit.methods.kfac import Factors, check_layers, deviations, fisher, log_det
-from mamllit.methods.layers import names_in, weight_layers
+from mamllit.methods.parts.checks import check_inner_loop
+from mamllit.methods.parts.kfac import Factors, check_layers, deviations, fisher, log_det
+from mamllit.methods.parts.layers import names_in, weight_layers
 from mamllit.objectives import Objective, Reduction, task_loss
 
 SAMPLED = "sampled."  # begins the names of sampled parameters in a state

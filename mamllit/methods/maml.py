@@ -23,9 +23,9 @@ from torch.func import functional_call
 from mamllit.core.adapted import adapted_parameters
 from mamllit.core.episode import Episode, Examples
 from mamllit.core.inner_loop import Params, gradient_step
-from mamllit.methods.checks import check_inner_loop
 from mamllit.methods.inner_loop_method import InnerLoopMethod
 from mamllit.methods.parts import head as heads
+from mamllit.methods.parts.checks import check_inner_loop
 from mamllit.objectives import Objective, Reduction, task_loss
 
 
@@ -68,7 +68,7 @@ class MAML(InnerLoopMethod):
         self.head = heads.made(head, backbone)
 
     def start(self, ways: int) -> Params:
-        own = {name: value for name, value in self.backbone.named_parameters() if name in self.adapted}
+        own: Params = {name: value for name, value in self.backbone.named_parameters() if name in self.adapted}
         return own if self.head is None else {**own, **self.head.start(ways, next(iter(own.values())))}
 
     def step(self, state: Params, support: Examples) -> Params:

@@ -33,9 +33,9 @@ from mamllit.backbones import BatchStatNorm
 from mamllit.core.adapted import adapted_parameters
 from mamllit.core.episode import Episode, Examples
 from mamllit.core.inner_loop import Params, gradient_step
-from mamllit.methods.checks import check_inner_loop
 from mamllit.methods.inner_loop_method import InnerLoopMethod
 from mamllit.methods.parts import head as heads
+from mamllit.methods.parts.checks import check_inner_loop
 from mamllit.objectives import Objective, Reduction, task_loss
 
 DONE = "done"  # beside the parameters in a state: the number of steps done

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from mamllit.core.episode import Examples
 from mamllit.methods.base import Method
-from mamllit.methods.features import cosines, embed, members
+from mamllit.methods.parts.features import cosines, embed, members
 from mamllit.objectives import Objective
 
 

@@ -37,8 +37,8 @@ from torch.func import functional_call, grad_and_value
 from mamllit.core.adapted import adapted_parameters
 from mamllit.core.episode import Episode, Examples
 from mamllit.core.inner_loop import Params
-from mamllit.methods.checks import check_inner_loop
 from mamllit.methods.inner_loop_method import InnerLoopMethod
+from mamllit.methods.parts.checks import check_inner_loop
 from mamllit.objectives import Objective
 
 P = 10.0  # of the form in which gradients and losses are taken

@@ -26,9 +26,9 @@ from torch.func import functional_call
 from mamllit.core.adapted import adapted_parameters
 from mamllit.core.episode import Episode, Examples
 from mamllit.core.inner_loop import Params, gradient_step
-from mamllit.methods.checks import check_inner_loop
 from mamllit.methods.inner_loop_method import InnerLoopMethod
 from mamllit.methods.parts import head as heads
+from mamllit.methods.parts.checks import check_inner_loop
 from mamllit.objectives import Objective, Reduction, task_loss
 
 
@@ -77,7 +77,7 @@ class MetaSGD(InnerLoopMethod):
         return {name: rate.detach() for name, rate in zip(self.rated, self.rates, strict=True)}
 
     def start(self, ways: int) -> Params:
-        own = {name: value for name, value in self.backbone.named_parameters() if name in self.adapted}
+        own: Params = {name: value for name, value in self.backbone.named_parameters() if name in self.adapted}
         return own if self.head is None else {**own, **self.head.start(ways, next(iter(own.values())))}
 
     def step(self, state: Params, support: Examples) -> Params:

@@ -27,9 +27,9 @@ from mamllit.core.adapted import adapted_parameters
 from mamllit.core.episode import Episode, Examples
 from mamllit.core.inner_loop import Params, gradient_step
 from mamllit.core.noise import episode_key, logistic
-from mamllit.methods.checks import check_inner_loop
 from mamllit.methods.inner_loop_method import InnerLoopMethod
-from mamllit.methods.layers import names_in, weight_layers
+from mamllit.methods.parts.checks import check_inner_loop
+from mamllit.methods.parts.layers import names_in, weight_layers
 from mamllit.objectives import Objective, Reduction, task_loss
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mamllit.core.episode import Examples
 from mamllit.methods.base import Method
-from mamllit.methods.features import best_of_class, cosines, embed
+from mamllit.methods.parts.features import best_of_class, cosines, embed
 from mamllit.objectives import Objective
 
 

@@ -36,7 +36,7 @@ from mamllit.core.episode import Episode, Examples
 from mamllit.core.inner_loop import Params, gradient_step
 from mamllit.core.noise import episode_key, normal
 from mamllit.methods.base import Method
-from mamllit.methods.checks import check_inner_loop
+from mamllit.methods.parts.checks import check_inner_loop
 from mamllit.objectives import Objective, Reduction, task_loss
 
 

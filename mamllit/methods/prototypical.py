@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from mamllit.core.episode import Examples
 from mamllit.methods.base import Method
-from mamllit.methods.features import class_means, cosines, embed, square_distances
+from mamllit.methods.parts.features import class_means, cosines, embed, square_distances
 from mamllit.objectives import Objective
 
 

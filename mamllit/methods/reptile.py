@@ -32,8 +32,8 @@ from mamllit.core.adapted import adapted_parameters
 from mamllit.core.episode import Episode, Examples
 from mamllit.core.inner_loop import Params
 from mamllit.core.noise import episode_key, uniform
-from mamllit.methods.checks import check_inner_loop
 from mamllit.methods.inner_loop_method import InnerLoopMethod
+from mamllit.methods.parts.checks import check_inner_loop
 from mamllit.objectives import Objective
 
 BETA2, EPS = 0.999, 1e-8  # Adam's, as in TensorFlow

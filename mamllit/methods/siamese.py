@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from mamllit.core.episode import Episode, Examples
 from mamllit.methods.base import Method
-from mamllit.methods.features import best_of_class, cosines, embed
+from mamllit.methods.parts.features import best_of_class, cosines, embed
 from mamllit.objectives import Objective
 
 

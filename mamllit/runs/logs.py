@@ -77,7 +77,7 @@ def _without_warning(text: str) -> Iterator[None]:
         if text not in said:
             print_it(said, *args, **kwargs)
 
-    wandb.termwarn = other_than
+    wandb.termwarn = other_than  # type: ignore[assignment]
     try:
         yield
     finally:

@@ -22,8 +22,8 @@ from mamllit.methods import (
     PrototypicalNetworks,
     SiameseNetworks,
 )
-from mamllit.methods.features import class_means, embed, square_distances
 from mamllit.methods.matching import LSTMCell
+from mamllit.methods.parts.features import class_means, embed, square_distances
 from mamllit.objectives import Classification
 
 WAYS, D = 4, 6

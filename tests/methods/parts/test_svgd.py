@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from mamllit.methods.svgd import kernel, repulsion, svgd_step
+from mamllit.methods.parts.svgd import kernel, repulsion, svgd_step
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mamllit.core.episode import Examples
-from mamllit.methods.checks import check_inner_loop
+from mamllit.methods.parts.checks import check_inner_loop
 from mamllit.objectives import Classification, Regression, task_loss
 
 

@@ -18,7 +18,7 @@ from torch.func import functional_call, vjp, vmap
 
 from mamllit.backbones import SameConv2d
 from mamllit.core.inner_loop import Params
-from mamllit.methods.layers import names_in
+from mamllit.methods.parts.layers import names_in
 
 
 class Factors(NamedTuple):

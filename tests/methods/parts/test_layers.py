@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from mamllit.backbones import MLP, Conv4
-from mamllit.methods.layers import names_in, weight_layers
+from mamllit.methods.parts.layers import names_in, weight_layers
 
 
 def test_linear_layers_and_convolutions_count_and_norms_do_not() -> None:

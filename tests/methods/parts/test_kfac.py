@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from mamllit.backbones import MLP, Conv4, SameConv2d
-from mamllit.methods.kfac import _rows, check_layers, deviations, fisher, log_det
-from mamllit.methods.layers import weight_layers
+from mamllit.methods.parts.kfac import _rows, check_layers, deviations, fisher, log_det
+from mamllit.methods.parts.layers import weight_layers
 from mamllit.objectives import Classification, Regression
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}
