@@ -10,7 +10,8 @@ import torch
 from mamllit.backbones import MLP, Conv4
 from mamllit.core.episode import Episode, Examples
 from mamllit.engine.meta_gradient import MetaGradient
-from mamllit.methods import BMAML, MAML, svgd
+from mamllit.methods import BMAML, MAML
+from mamllit.methods.parts import svgd
 from mamllit.objectives import Classification, Regression
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}
