@@ -47,6 +47,11 @@ class Noise:
         for row, number in zip(words, self.numbers, strict=True):
             counter = np.array([0, stream, number, 0], dtype=np.uint64)
             row[:] = np.random.Philox(key=key, counter=counter).random_raw(len(row))
-        bits = torch.from_numpy(words.view(np.uint32)[:, :count] >> np.uint32(8)).to(torch.float32)
-        uniform = (bits + 0.5).mul_(2.0**-23).sub_(1.0)  # in (-1, 1)
-        return torch.erfinv(uniform).mul_(math.sqrt(2)).reshape(-1, *shape)
+        return standard_normal(words.view(np.uint32)[:, :count]).reshape(-1, *shape)
+
+
+def standard_normal(words: np.ndarray) -> Tensor:
+    """A standard normal number, float32, for each word of 32 random bits; finite for each."""
+    bits = torch.from_numpy(words >> np.uint32(9)).to(torch.float32)  # 23 of them: with a half added 24, which float32 holds
+    uniform = (bits + 0.5).mul_(2.0**-22).sub_(1.0)  # in (-1, 1), its ends never reached
+    return torch.erfinv(uniform).mul_(math.sqrt(2))
