@@ -16,7 +16,8 @@ __version__ = "0.1.0"
 
 _FROM = {
     "mamllit.backbones": ["MLP", "Conv4", "ResNet12"],
-    "mamllit.core.episode": ["Episode", "EpisodeBatch", "Examples", "Stream"],
+    "mamllit.core.episode": ["Episode", "EpisodeBatch", "Examples"],
+    "mamllit.core.stream": ["Stream"],
     "mamllit.data": [
         "ClassPool", "ControlDataModule", "EpisodicDataModule", "FrequencySineDataModule", "ImageDataModule",
         "ImageFolderDataModule", "MiniImagenetDataModule", "OmniglotDataModule", "OmniglotStreamDataModule", "SineDataModule",
@@ -38,7 +39,8 @@ __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
     from mamllit.backbones import MLP, Conv4, ResNet12
-    from mamllit.core.episode import Episode, EpisodeBatch, Examples, Stream
+    from mamllit.core.episode import Episode, EpisodeBatch, Examples
+    from mamllit.core.stream import Stream
     from mamllit.data import (
         ClassPool,
         ControlDataModule,

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mamllit.core.episode import Episode, EpisodeBatch, Examples, Stream
+from mamllit.core.episode import Episode, EpisodeBatch, Examples
+from mamllit.core.stream import Stream
 from mamllit.data.episodic import EvaluationSet, Protocol, TestEpisodes
 from mamllit.data.images import ImageDataModule, ImageDraw, rotate
 from mamllit.data.pool import ClassPool

@@ -38,7 +38,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mamllit.core.episode import Episode, Examples, Stream
+from mamllit.core.episode import Episode, Examples
+from mamllit.core.stream import Stream
 from mamllit.methods.parts.streams import StreamMethod, in_rounds
 from mamllit.objectives import Objective
 

@@ -65,6 +65,7 @@ def test_help_names_every_argument(command: str, monkeypatch: pytest.MonkeyPatch
         "experiments": ["pattern", "--copy"],
         "export": ["run_dir", "--ckpt", "--out", "--dtype", "--limit", "--trusted"],
         "results": ["add", "run_dir", "--to"],
+        "rollout": ["checkpoint", "--task", "--steps", "--trajectories", "--seed", "--video", "--trusted"],
     }[command]
     missing = [name for name in wanted if name not in printed]
     assert not missing, missing

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mamllit.core.episode import Stream
+from mamllit.core.stream import Stream
 from mamllit.core.tree import item
 from mamllit.data import ClassPool, OmniglotStreamDataModule
 from mamllit.data.streams import draw_streams, moved

@@ -23,8 +23,10 @@ from torch.nn.utils import parametrizations
 
 import mamllit.backbones
 from mamllit.backbones import MLP, BatchStatNorm, Conv4
+from mamllit.backbones.conv_pairs import ConvPairs
 from mamllit.backbones.heads import CosineHead
 from mamllit.backbones.resnet12 import ResNet12
+from mamllit.backbones.statistician import StatisticianDecoder, StatisticianEncoder
 from mamllit.core.episode import Episode, Examples
 from mamllit.core.tree import item, tree_map
 from mamllit.engine.evaluation import BATCH_NORMS, evaluate, predict, readings
@@ -342,6 +344,11 @@ ROWS: dict[str, Row] = {
         )
         for downsample in ("stride", "max_pool")
     },
+    "mamllit ConvPairs": Row(lambda: nn.Sequential(ConvPairs(2, 8, 2, 4), nn.Linear(4, WAYS)), (2, 8, 8)),
+    "mamllit StatisticianEncoder": Row(lambda: nn.Sequential(StatisticianEncoder((2, 2, 2)), nn.Linear(32, WAYS)), (1, 28, 28)),
+    "mamllit StatisticianDecoder": Row(
+        lambda: nn.Sequential(StatisticianDecoder(12, (2, 2, 2)), nn.Flatten(), nn.Linear(784, WAYS)), (12,)
+    ),
     "mamllit ResNet12": Row(lambda: ResNet12(2, WAYS, 16, (3, 3, 3, 3)), (2, 16, 16)),
     "mamllit CosineHead": Row(lambda: nn.Sequential(nn.Linear(12, 8), nn.Tanh(), CosineHead(8, WAYS)), (12,)),
     "mamllit BatchStatNorm in a net of torch.nn": flat(lambda: BatchStatNorm(8, scale=True)),

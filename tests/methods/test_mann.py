@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mamllit.core.episode import Episode, Examples, Stream
+from mamllit.core.episode import Episode, Examples
+from mamllit.core.stream import Stream
 from mamllit.core.tree import item
 from mamllit.engine.evaluation import evaluate
 from mamllit.engine.meta_gradient import MetaGradient

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mamllit.backbones import ConvPairs
-from mamllit.core.episode import Episode, Examples, Stream
+from mamllit.core.episode import Episode, Examples
+from mamllit.core.stream import Stream
 from mamllit.engine.evaluation import evaluate
 from mamllit.methods import MemoryModule
 from mamllit.methods.memory_module import EMPTY, RareMemory, remember

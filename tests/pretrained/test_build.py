@@ -83,7 +83,7 @@ def test_what_only_looks_like_a_safe_package_is_refused(class_path: str) -> None
 )
 def test_only_networks_methods_and_objectives_are_made(class_path: str) -> None:
     with pytest.raises(
-        ValueError, match=rf"^{class_path} in the checkpoint is no network, method or objective; it is not made"
+        ValueError, match=rf"^{class_path} in the checkpoint is no network, method, objective or world; it is not made"
     ):
         build({"class_path": class_path})
 

@@ -6,7 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mamllit.core.episode import Episode, Examples, Stream, earlier
+from mamllit.core.episode import Episode, Examples
+from mamllit.core.stream import Stream, earlier
 from mamllit.methods.base import Method, Predictor
 
 
