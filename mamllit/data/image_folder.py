@@ -13,7 +13,7 @@ from mamllit.data.sources.image_folder import load_image_folder, refuse_small
 
 
 class ImageFolderDataModule(ImageDataModule):
-    """Episodes of the images in a folder with one folder per class; PNG, JPEG, WebP and BMP, of any size.
+    """Episodes of the images in a folder with one folder per class; PNG, JPEG, WebP, GIF, TIFF, BMP and the like, of any size.
 
     Classes may have different numbers of images. Images are turned as their EXIF orientation says and squeezed to squares;
     what is transparent becomes white. A split that is too small for the episodes is refused before training begins, the test

@@ -26,7 +26,7 @@ from mamllit.engine.cpu import fast_on_cpu
 from mamllit.engine.evaluation import BATCH_NORMS, BatchNorm, predict
 from mamllit.engine.trial import company
 from mamllit.inference.contact_sheet import contact_sheet
-from mamllit.inference.images import as_ink, known_preparation, left_out, query_files, read_images, support_files
+from mamllit.inference.images import as_ink, known_preparation, left_out, query_files, read_images, support_files, warnings_of
 from mamllit.methods import Method
 from mamllit.pretrained.build import rebuild
 from mamllit.pretrained.files import read
@@ -127,6 +127,7 @@ def adapt_folder(
     files = [file for own in by_class.values() for file in own]
     images = read_images([*files, *queries], how)  # together, so that all unreadable ones are told at once
     notes = [f"{folder}: not read, for their endings: {others}" for folder in (support, query) if (others := left_out(folder))]
+    notes += warnings_of(by_class, queries)
     images, drawn = as_ink(images, how)
     if drawn != how:
         notes.append(f"the images are light on dark: they are not inverted, so that their ink is 1, as {described.name} saw it")

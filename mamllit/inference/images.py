@@ -3,8 +3,8 @@
 How the images of a data set were prepared stands in the checkpoint (see `mamllit.data.preparation`).
 """
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from mamllit.data.preparation import KNOWN, Preparation, border, preparation_of
 from mamllit.data.sources.bounded import IMAGE, read_bytes
-from mamllit.data.sources.pixels import FORMATS, opened, plain, turned
-from mamllit.data.sources.source import others_in, report
+from mamllit.data.sources.pixels import FORMATS, opened, settled
+from mamllit.data.sources.source import SHOWN, files_in, folders_below, folders_in, others_in, report
 
 SUFFIXES = tuple(FORMATS)
 
@@ -38,8 +38,7 @@ def known_preparation(data: Mapping[str, Any]) -> Preparation:
 
 def prepare(image: Image.Image, how: Preparation) -> Tensor:
     """One picture as uint8 [C, S, S], 255 for 1; not yet normalised."""
-    image = turned(image) if how.upright else image
-    image = plain(image, "L" if how.channels == 1 else "RGB")
+    image = settled(image, how.channels, how.upright)
     if how.binary:
         image = image.point(lambda value: 255 if value > 127 else 0)
     pixels = np.array(image.resize((how.image_size, how.image_size), Image.Resampling(how.resample)))
@@ -87,7 +86,7 @@ def support_files(folder: str | Path) -> dict[str, list[Path]]:
         FileNotFoundError: where there is no such folder, no sub-folder in it, or no image in a sub-folder.
     """
     root = _existing(folder, "support")
-    classes = {path.name: images_below(path) for path in sorted(root.iterdir()) if path.is_dir() and path.name[0] != "."}
+    classes = {path.name: images_below(path) for path in map(Path, folders_in(root))}
     if not classes:
         raise FileNotFoundError(f"the support folder {root} has no sub-folders; it needs one per class, named as the class")
     if empty := [name for name, files in classes.items() if not files]:
@@ -109,25 +108,49 @@ def query_files(folder: str | Path) -> list[Path]:
 
 def images_below(folder: Path) -> list[Path]:
     """Files with the ending of a format that is read, hidden ones left out, in alphabetical order; links are followed."""
-    return sorted(path / name for path, names in _folders_below(folder) for name in names if name.lower().endswith(SUFFIXES))
+    return sorted(Path(file.path) for below in folders_below(folder) for file in files_in(below, SUFFIXES))
 
 
 def left_out(folder: str | Path) -> str:
-    """The files in a folder and the folders in it that are not read, as "12 .gif, 1 .txt"; empty where there are none."""
-    return others_in((path for path, _ in _folders_below(Path(folder).expanduser())), SUFFIXES)
+    """The files in a folder and the folders in it that are not read, as "12 .psd, 1 .txt"; empty where there are none."""
+    return others_in(folders_below(Path(folder).expanduser()), SUFFIXES)
 
 
-def _folders_below(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[tuple[Path, list[str]]]:
-    """A folder and all below it, also by links, with the names of the files in it; hidden ones are left out."""
-    status = os.stat(folder)
-    if (itself := (status.st_dev, status.st_ino)) in above:  # a link that leads back
-        return
-    with os.scandir(folder) as entries:
-        shown = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    yield folder, [entry.name for entry in shown if entry.is_file()]
-    for entry in shown:
-        if entry.is_dir():
-            yield from _folders_below(folder / entry.name, above | {itself})
+def duplicates(files: Sequence[Path], others: Sequence[Path]) -> list[tuple[Path, Path]]:
+    """Pairs of a file of `files` and one of `others` with the same bytes, in the order of `others`."""
+    sizes = {file.stat().st_size for file in files} & {file.stat().st_size for file in others}
+
+    def content(file: Path) -> bytes | None:
+        return hashlib.sha256(read_bytes(file, IMAGE)).digest() if file.stat().st_size in sizes else None
+
+    known = {digest: file for file in reversed(files) if (digest := content(file))}
+    return [(known[digest], other) for other in others if (digest := content(other)) in known]
+
+
+def warnings_of(support: Mapping[str, Sequence[Path]], query: Sequence[Path]) -> list[str]:
+    """What a user should know of images that are there twice: in support and query, or in two classes of the support."""
+    every = [file for own in support.values() for file in own]
+    leaks = duplicates(every, query)
+    said = []
+    if leaks:
+        said.append(
+            f"warning: {len(leaks)} of the {len(query)} query images are also support images, so that their accuracy says "
+            f"nothing about new ones: {_pairs(leaks)}"
+        )
+    names = list(support)
+    twice = [
+        pair
+        for i, name in enumerate(names)
+        for pair in duplicates(support[name], [f for n in names[i + 1 :] for f in support[n]])
+    ]
+    if twice:
+        said.append(f"warning: {len(twice)} support images stand in two classes: {_pairs(twice)}")
+    return said
+
+
+def _pairs(pairs: Sequence[tuple[Path, Path]]) -> str:
+    shown = [f"{first} = {second}" for first, second in pairs[:SHOWN]]
+    return ", ".join(shown) + (f" and {len(pairs) - SHOWN} more" if len(pairs) > SHOWN else "")
 
 
 def _existing(folder: str | Path, what: str) -> Path:

@@ -196,9 +196,32 @@ def test_folders_that_hold_nothing_are_named_together(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "train" / "deeper").mkdir(parents=True)
     message = message_of(module(tmp_path))
-    assert f"the class folder {tmp_path}/empty holds no images (.png, .jpg, .jpeg, .webp, .bmp)\n" in message
-    assert f"the class folder {tmp_path}/train holds no images" in message
-    assert "it holds folders; are train, val and test all there?" in message
+    assert f"the class folder {tmp_path}/empty holds no images (.png, .jpg, .jpeg, .jfif, .webp, .bmp, .gif, .tif," in message
+    assert f"the class folder {tmp_path}/train holds folders; are train, val and test all there?" in message
+
+
+def test_folders_in_a_class_are_of_that_class(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    draw(tmp_path, CLASSES)
+    for name in ("c00/2024/summer", "c00/__MACOSX", "__MACOSX/c01"):
+        (tmp_path / name).mkdir(parents=True)
+        shutil.copy(tmp_path / "c00" / "0.png", tmp_path / name / "more.png")
+    data = module(tmp_path)
+    with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
+        data.setup("fit")
+    counts = {name: int(n) for pool in data.pools.values() for name, n in zip(pool.names, pool.counts, strict=True)}
+    assert len(counts) == 30
+    assert counts["c00"] == 5
+    said = [line for line in caplog.messages if "below their class's folder" in line]
+    assert said == [
+        f"{tmp_path}: 1 images in folders below their class's folder are of that class, as {tmp_path}/c00/2024/summer/more.png"
+    ]
+
+
+def test_a_split_whose_name_is_a_class_s_is_refused(tmp_path: Path) -> None:
+    """Two of the three folders of a split set, which must not become two classes."""
+    for split in ("train", "val"):
+        draw(tmp_path / split, CLASSES[:3])
+    assert f"the class folder {tmp_path}/val holds folders; are train, val and test all there?" in message_of(module(tmp_path))
 
 
 def test_a_root_that_is_not_there_or_empty(tmp_path: Path) -> None:
@@ -331,15 +354,15 @@ def test_a_list_that_is_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
 
 def test_files_of_other_kinds_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     draw(tmp_path, CLASSES[:12])
-    for name in ("a.gif", "b.GIF", "c.tif", "d.jfif", "e.avif", "notes", ".hidden.gif"):
+    for name in ("a.ico", "b.ICO", "c.psd", "d.svg", "e.cr2", "notes", ".hidden.ico", "Thumbs.db"):
         (tmp_path / "c00" / name).touch()
     with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
         module(tmp_path, ways=2).setup("fit")
     said = [line for line in caplog.messages if "left out" in line]
     heading, counts = said[0].rsplit(": ", 1)
-    assert heading == f"{tmp_path}: left out, since only .png, .jpg, .jpeg, .webp, .bmp are read"
-    assert counts.startswith("2 .gif, ")
-    assert sorted(counts.split(", ")[1:]) == ["1 .avif", "1 .jfif", "1 .tif", "1 without an ending"]
+    assert heading.startswith(f"{tmp_path}: left out, since only .png, .jpg, .jpeg, .jfif, .webp, .bmp, .gif, .tif, ")
+    assert counts.startswith("2 .ico, ")
+    assert sorted(counts.split(", ")[1:]) == ["1 .cr2", "1 .psd", "1 .svg", "1 without an ending"]
 
 
 def test_pipes_and_bombs_among_the_images_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from mamllit.data.sources.omniglot import decode
 from mamllit.data.sources.pixels import decode_file
 from mamllit.inference.images import (
     as_ink,
+    duplicates,
     images_below,
     known_preparation,
     left_out,
@@ -20,6 +21,7 @@ from mamllit.inference.images import (
     query_files,
     read_images,
     support_files,
+    warnings_of,
 )
 
 OMNIGLOT = "mamllit.data.OmniglotDataModule"
@@ -133,7 +135,7 @@ def test_the_formats_of_the_data_modules_are_read(tmp_path: Path) -> None:
     assert torch.allclose(images.mean((2, 3)), torch.tensor([200.0, 100.0, 50.0]) / 255, atol=0.03)
 
 
-@pytest.mark.parametrize("kind", ["EPS", "GIF", "TIFF", "PPM"])
+@pytest.mark.parametrize("kind", ["EPS", "ICO", "PPM"])
 def test_no_other_format_is_opened_whatever_its_name(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An EPS would start Ghostscript."""
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png", kind)
@@ -150,13 +152,14 @@ def test_devices_and_pipes_are_refused_at_once(tmp_path: Path) -> None:
 
 
 def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
-    for name in ("a/1.png", "a/1.gif", "a/2.GIF", "b/3.tif", "b/c/x.jfif"):
+    for name in ("a/1.png", "a/1.ico", "a/2.ICO", "b/3.pcx", "b/c/x.ppm", "__MACOSX/a/1.ico"):
         colour(tmp_path / "real" / name)
-    (tmp_path / "real" / "a" / ".hidden.gif").touch()
+    for name in (".hidden.ico", "Thumbs.db", "desktop.ini"):
+        (tmp_path / "real" / "a" / name).touch()
     (tmp_path / "query").mkdir()
     (tmp_path / "query" / "linked").symlink_to(tmp_path / "real")
-    assert left_out(tmp_path / "query") == "2 .gif, 1 .tif, 1 .jfif"
-    assert left_out(tmp_path / "real" / "a").startswith("2 .gif")
+    assert left_out(tmp_path / "query") == "2 .ico, 1 .pcx, 1 .ppm"
+    assert left_out(tmp_path / "real" / "a") == "2 .ico"
 
 
 def test_light_on_dark_is_not_inverted(tmp_path: Path) -> None:
@@ -197,6 +200,34 @@ def test_files_are_found_by_class_and_in_order(tmp_path: Path) -> None:
     found = support_files(tmp_path)
     assert {name: [file.name for file in files] for name, files in found.items()} == {"a": ["3.png"], "b": ["1.JPG", "2.png"]}
     assert [file.name for file in query_files(tmp_path)] == ["3.png", "1.JPG", "2.png"]
+
+
+def test_folders_that_systems_leave_behind_are_no_classes(tmp_path: Path) -> None:
+    for name in ("a/1.png", "a/@eaDir/1.png", "b/1.png", "__MACOSX/b/1.png", ".git/1.png", "$RECYCLE.BIN/1.png"):
+        colour(tmp_path / name)
+    found = support_files(tmp_path)
+    assert {name: len(files) for name, files in found.items()} == {"a": 1, "b": 1}
+
+
+def test_images_that_are_there_twice_are_told_with_the_pairs(tmp_path: Path) -> None:
+    first, second, third = (
+        colour(tmp_path / "s" / name, (9, 9 + i)) for i, name in enumerate(("a/1.png", "a/2.png", "b/1.png"))
+    )
+    same, other = tmp_path / "q.png", colour(tmp_path / "r.png", (20, 20))
+    same.write_bytes(second.read_bytes())
+    support = {"a": [first, second], "b": [third]}
+    assert duplicates([first, second, third], [other, same]) == [(second, same)]
+    assert warnings_of(support, [other]) == []
+    (said,) = warnings_of(support, [other, same])
+    assert said == (
+        "warning: 1 of the 2 query images are also support images, so that their accuracy says nothing about new ones: "
+        f"{second} = {same}"
+    )
+    third.write_bytes(first.read_bytes())
+    (said,) = warnings_of(support, [other])
+    assert said == f"warning: 1 support images stand in two classes: {first} = {third}"
+    (said,) = warnings_of({"a": [first], "b": [second]}, [first] * 12)
+    assert said.endswith(" and 2 more")
 
 
 def test_links_are_followed_to_files_and_folders_and_not_in_circles(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """A folder of your own images: finding them, splitting their classes, and saying what is wrong with them.
 
 Two forms: `root/<class>/*`, whose classes are split by ratio or by lists, and `root/{train,val,test}/<class>/*`, which is split
-already. Splits share no class: a class met in meta-training would tell nothing about learning new ones.
+already. Folders in a class's folder are of that class. Splits share no class: a class met in meta-training would tell nothing
+about learning new ones.
 """
 
 import difflib
@@ -23,9 +24,9 @@ from mamllit.data.sources.source import (
     File,
     Item,
     Source,
-    classes_in,
+    classes_below,
     fingerprint,
-    folders_in,
+    folders_below,
     others_in,
     report,
     some,
@@ -73,12 +74,20 @@ def load_image_folder(
         raise ValueError(
             f"{root} has the folders train/, val/ and test/ already; leave out the lists of classes, or rename them"
         )
-    files = {s: classes_in(root / s, SUFFIXES) for s in SPLITS} if split_already else {"all": classes_in(root, SUFFIXES)}
-    folders = {split: root if split == "all" else root / split for split in files}
-    if others := others_in((folders[split] / name for split, classes in files.items() for name in classes), SUFFIXES):
+    files = {s: classes_below(root / s, SUFFIXES) for s in SPLITS} if split_already else {"all": classes_below(root, SUFFIXES)}
+    homes = [(root if split == "all" else root / split) / name for split, classes in files.items() for name in classes]
+    if others := others_in(chain(*map(folders_below, homes)), SUFFIXES):
         say_once(f"{root}: left out, since only {', '.join(SUFFIXES)} are read: {others}")
     if problems := _problems(root, files):
         raise ValueError(report(f"the images in {root}", problems, "Every class needs a folder of its own, with images in it."))
+    if deeper := [
+        file.path
+        for classes in files.values()
+        for found in classes.values()
+        for file in found
+        if _deep(root, file, split_already)
+    ]:
+        say_once(f"{root}: {len(deeper)} images in folders below their class's folder are of that class, as {deeper[0]}")
     parts = {} if split_already else _parts([*files["all"]], split_ratios, split_seed, lists)
     source = _source(root, files, image_size, channels)
     cache = Path(cache_dir or root / ".mamllit-cache").expanduser() / f"images-{image_size}x{channels}"
@@ -148,12 +157,18 @@ def _problems(root: Path, files: Mapping[str, Mapping[str, Sequence[File]]]) -> 
         problems += [] if classes else [f"{folder} holds no class folders"]
         for name, found in classes.items():
             homes.setdefault(name, []).append(split)
-            if not found:
-                deeper = ": it holds folders; are train, val and test all there?" if folders_in(folder / name) else ""
-                problems.append(f"the class folder {folder / name} holds no images ({', '.join(SUFFIXES)}){deeper}")
+            if split == "all" and name in SPLITS and not any(Path(file.path).parent.name == name for file in found):
+                problems.append(f"the class folder {folder / name} holds folders; are train, val and test all there?")
+            elif not found:
+                problems.append(f"the class folder {folder / name} holds no images ({', '.join(SUFFIXES)})")
     return problems + [
         f"class {name} is in {' and '.join(s)}: a class may be in one only" for name, s in homes.items() if s[1:]
     ]
+
+
+def _deep(root: Path, file: File, split_already: bool) -> bool:
+    """Whether a file lies in a folder below its class's."""
+    return len(Path(file.path).relative_to(root).parts) > 2 + split_already
 
 
 def _parts(names: Sequence[str], ratios: Sequence[float], seed: int, lists: Mapping[str, Names] | None) -> dict[str, list[str]]:

@@ -2,7 +2,8 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 
@@ -12,7 +13,14 @@ from PIL import ExifTags, Image
 
 from mamllit.data.sources import bounded
 
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}  # that are read, by suffix
+FORMATS = {  # that are read, by suffix
+    ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".jfif": "JPEG", ".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF",
+    ".tif": "TIFF", ".tiff": "TIFF", ".heic": "HEIF", ".heif": "HEIF", ".avif": "AVIF",
+}  # fmt: skip
+OPTIONAL = {  # formats that not every Pillow reads: the brands in their files, and what brings them
+    "HEIF": (("heic", "heix", "heim", "heis", "hevc", "hevx", "mif1", "msf1"), "pip install 'mamllit[heic]'"),
+    "AVIF": (("avif", "avis"), "pip install -U pillow"),
+}
 MODES = {1: "L", 3: "RGB"}  # by number of channels
 MOST = 2**26  # pixels of an image: decoded, some 1 GB on the way
 LARGE = 2**25  # pixels of an image that is decoded with no other beside it
@@ -37,24 +45,64 @@ def decode_image(data: bytes, size: int, channels: int, upright: bool) -> NDArra
     """The pixels of an image file, uint8 [channels, size, size].
 
     An image of another size is squeezed to the square with Lanczos' filter, its sides' ratio lost, as in the MAML paper's code
-    (`proc_images.py` of cbfinn/maml). What is transparent becomes white; palettes, 16-bit grey, CMYK and the like become plain
-    grey or RGB; of an animation the first picture counts.
+    (`proc_images.py` of cbfinn/maml).
 
     Args:
-        data: the bytes of a PNG, JPEG, WebP or BMP file.
+        data: the bytes of a file of one of the `FORMATS`.
         size: pixels of a side.
         channels: 1 (grey) or 3 (RGB).
         upright: turn the image as its EXIF orientation says.
 
     Raises:
-        OSError, ValueError, SyntaxError: for an image of more than 2**26 pixels, and what Pillow raises for a file that is
-            damaged or something else.
+        OSError, ValueError, SyntaxError: as `picture`.
     """
-    with opened(data) as image:
-        image = plain(turned(image) if upright else image, MODES[channels])
+    with picture(data, channels, upright) as image:
         if image.size != (size, size):
             image = image.resize((size, size), Image.Resampling.LANCZOS)
         return to_pixels(np.asarray(image))
+
+
+@contextmanager
+def picture(data: bytes, channels: int, upright: bool) -> Iterator[Image.Image]:
+    """An image file as everybody opens it: grey or RGB, upright, in its own size.
+
+    What is transparent becomes white; palettes, CMYK, 16 bits and floats become plain grey or RGB; of an animation, or of
+    several pages, the first picture counts.
+
+    Args:
+        data: the bytes of a file of one of the `FORMATS`.
+        channels: 1 (grey) or 3 (RGB).
+        upright: turn the image as its EXIF orientation says.
+
+    Raises:
+        OSError, ValueError, SyntaxError: for an image of more than 2**26 pixels, a format that wants another package, and what
+            Pillow raises for a file that is damaged or something else.
+    """
+    with opened(data) as image:
+        yield settled(image, channels, upright)
+
+
+def settled(image: Image.Image, channels: int, upright: bool) -> Image.Image:
+    """An opened image as `picture` gives it."""
+    return plain(turned(image) if upright else image, MODES[channels])
+
+
+@cache
+def _readable() -> tuple[str, ...]:
+    """Those of the `FORMATS` that this Pillow and its plug-in read."""
+    with suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    Image.init()
+    return tuple(sorted({*FORMATS.values()} & {*Image.OPEN}))
+
+
+def _lacking(data: bytes) -> str:
+    """What reads a file of an `OPTIONAL` format that cannot be read here, in words; else empty."""
+    brand = data[8:12].decode("latin-1") if data[4:8] == b"ftyp" else ""
+    found = [(form, how) for form, (brands, how) in OPTIONAL.items() if brand in brands and form not in _readable()]
+    return "".join(f"is of the format {form}, which this Pillow cannot read; {how} brings it" for form, how in found)
 
 
 @contextmanager
@@ -62,9 +110,13 @@ def opened(data: bytes) -> Iterator[Image.Image]:
     """An image file of one of the `FORMATS`, its size checked, its pixels not yet decoded."""
     too_large = f"it has more than the {MOST:,} pixels that are decoded; make it smaller: a few hundred on a side are enough"
     try:
-        image = Image.open(BytesIO(data), formats=tuple({*FORMATS.values()}))
+        image = Image.open(BytesIO(data), formats=_readable())
     except Image.DecompressionBombError as error:  # Pillow's own bound is higher
         raise ValueError(too_large) from error
+    except OSError as error:
+        if lacking := _lacking(data):
+            raise ValueError(lacking) from error
+        raise
     with image:
         pixels = image.width * image.height
         if pixels > MOST:
@@ -92,9 +144,13 @@ def to_pixels(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def plain(image: Image.Image, mode: str) -> Image.Image:
-    """A picture of any kind as grey ("L") or "RGB": transparency on white, 16-bit grey scaled to 8 bits."""
-    if image.mode.startswith("I"):  # 16-bit grey; `convert` would clip it at 255
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    """A picture of any kind as grey ("L") or "RGB": transparency on white, 16-bit, 32-bit and real grey scaled to 8 bits."""
+    if image.mode.startswith("I;16"):  # `convert` would clip it at 255
+        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):  # of microscopes and the like: the range is not said, and the least that holds it is taken
+        values = np.nan_to_num(np.asarray(image, np.float64), posinf=0, neginf=0).clip(0)
+        most = next((m for m in (1.0, 255.0, 65535.0) if values.max() <= m), values.max())
+        image = Image.fromarray((values * (255 / most)).astype(np.uint8))
     if image.has_transparency_data:
         coloured = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", coloured.size, "white"), coloured)

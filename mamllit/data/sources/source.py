@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,16 @@ from numpy.typing import NDArray
 from mamllit.data.sources.bounded import irregular
 
 SHOWN = 10  # problems spelt out in an error
+SYSTEM = {
+    "thumbs.db",
+    "ehthumbs.db",
+    "desktop.ini",
+    "icon\r",
+    "__macosx",
+    "@eadir",
+    "$recycle.bin",
+    "lost+found",
+}  # not a user's
 
 
 class Item(NamedTuple):
@@ -58,17 +69,31 @@ class File(NamedTuple):
     stamp: str
 
 
+def unseen(name: str) -> bool:
+    """Whether a file or folder is one that a user does not know of: hidden, or made by the system as `Thumbs.db`."""
+    return name.startswith(".") or name.lower() in SYSTEM
+
+
 def files_in(folder: str | Path, suffixes: Sequence[str]) -> list[File]:
     """The files of a folder with one of these suffixes (lower case), by name; hidden ones are left out."""
     with os.scandir(folder) as entries:
-        chosen = [e for e in entries if e.name.lower().endswith(tuple(suffixes)) and not e.name.startswith(".")]
+        chosen = [e for e in entries if e.name.lower().endswith(tuple(suffixes)) and not unseen(e.name)]
         return sorted(stamped(entry) for entry in chosen)
 
 
 def folders_in(folder: str | Path) -> list[str]:
     """Paths of the folders in a folder, by name; hidden ones are left out."""
     with os.scandir(folder) as entries:
-        return sorted(e.path for e in entries if not e.name.startswith(".") and e.is_dir())
+        return sorted(e.path for e in entries if not unseen(e.name) and e.is_dir())
+
+
+def folders_below(folder: str | Path, above: frozenset[tuple[int, int]] = frozenset()) -> list[str]:
+    """A folder and all below it, also by links, each before those in it; hidden ones are left out, circles end."""
+    status = os.stat(folder)
+    if (itself := (status.st_dev, status.st_ino)) in above:  # a link that leads back
+        return []
+    below = (folders_below(path, above | {itself}) for path in folders_in(folder))
+    return [os.fspath(folder), *chain(*below)]
 
 
 def others_in(folders: Iterable[str | Path], suffixes: Sequence[str]) -> str:
@@ -76,7 +101,7 @@ def others_in(folders: Iterable[str | Path], suffixes: Sequence[str]) -> str:
     counts: Counter[str] = Counter()
     for folder in folders:
         with os.scandir(folder) as entries:
-            names = [e.name.lower() for e in entries if not e.name.startswith(".") and e.is_file()]
+            names = [e.name.lower() for e in entries if not unseen(e.name) and e.is_file()]
         others = [name for name in names if not name.endswith(tuple(suffixes))]
         counts.update(os.path.splitext(name)[1] or "without an ending" for name in others)
     return some([f"{count} {ending}" for ending, count in counts.most_common()])
@@ -85,6 +110,12 @@ def others_in(folders: Iterable[str | Path], suffixes: Sequence[str]) -> str:
 def classes_in(folder: str | Path, suffixes: Sequence[str]) -> dict[str, list[File]]:
     """The files with one of these suffixes in each folder of a folder, by name."""
     return {os.path.basename(path): files_in(path, suffixes) for path in folders_in(folder)}
+
+
+def classes_below(folder: str | Path, suffixes: Sequence[str]) -> dict[str, list[File]]:
+    """As `classes_in`, with the files of the folders in each class's folder."""
+    found = {path: chain(*(files_in(below, suffixes) for below in folders_below(path))) for path in folders_in(folder)}
+    return {os.path.basename(path): sorted(files) for path, files in found.items()}
 
 
 def stamped(path: str | Path | os.DirEntry) -> File:

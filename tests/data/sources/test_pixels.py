@@ -41,13 +41,61 @@ def test_another_size_is_squeezed_with_lanczos() -> None:
 
 @pytest.mark.parametrize("suffix", list(FORMATS))
 def test_every_format_can_be_read(suffix: str, tmp_path: Path) -> None:
-    random_image().save(tmp_path / f"x{suffix}")
+    if FORMATS[suffix] == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    random_image(width=64, height=64).save(tmp_path / f"x{suffix}")
     assert decode_file(tmp_path / f"x{suffix}", 6, 3, True).shape == (3, 6, 6)
 
 
 def test_another_format_is_refused_whatever_its_name() -> None:
     with pytest.raises(OSError, match="cannot identify image file"):
-        decode_image(encoded(random_image(), "TIFF"), 6, 3, True)
+        decode_image(encoded(random_image(), "PPM"), 6, 3, True)
+
+
+@pytest.mark.parametrize(("suffix", "how"), [("HEIF", r"pip install 'mamllit\[heic\]'"), ("AVIF", "pip install -U pillow")])
+def test_a_format_that_wants_a_package_says_which(suffix: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = b"\0\0\0\x18ftyp" + {"HEIF": b"heic", "AVIF": b"avif"}[suffix] + bytes(100)
+    monkeypatch.setattr(pixels, "_readable", lambda: ("JPEG", "PNG"))
+    with pytest.raises(ValueError, match=f"^is of the format {suffix}, which this Pillow cannot read; {how} brings it$"):
+        decode_image(data, 6, 3, True)
+
+
+def test_a_photograph_of_a_telephone_is_turned_once() -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()
+    image = Image.new("RGB", (64, 64))
+    image.paste((255, 255, 255), (0, 0, 32, 64))  # white on the left, which orientation 6 puts on top
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    found = decode_image(encoded(image, "HEIF", exif=exif.tobytes()), 8, 1, True)[0]
+    assert (found[:3] > 200).all() and (found[5:] < 50).all()
+
+
+@pytest.mark.parametrize("form", ["GIF", "TIFF", "WEBP", "PNG"])
+def test_of_an_animation_the_first_picture_counts(form: str) -> None:
+    frames = [Image.new("RGB", (6, 6), color) for color in ((250, 250, 250), (0, 0, 0), (0, 0, 0))]
+    data = encoded(frames[0], form, save_all=True, append_images=frames[1:])
+    assert decode_image(data, 6, 1, True).min() > 240
+
+
+def test_a_stereo_photograph_is_a_jpeg() -> None:
+    left, right = Image.new("RGB", (8, 8), "white"), Image.new("RGB", (8, 8))
+    assert decode_image(encoded(left, "MPO", save_all=True, append_images=[right]), 8, 1, True).min() > 250
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.float32([[0, 0.5], [float("nan"), 1]]), [[0, 127], [0, 255]]),
+        (np.float32([[-3, 100], [200, 255]]), [[0, 100], [200, 255]]),
+        (np.int32([[0, 7], [9, 255]]), [[0, 7], [9, 255]]),
+        (np.int32([[0, 257], [32896, 65535]]), [[0, 1], [128, 255]]),
+        (np.float32([[0, 1e6], [2e6, 4e6]]), [[0, 63], [127, 255]]),
+        (np.float32([[0, 0], [0, 0]]), [[0, 0], [0, 0]]),
+    ],
+)
+def test_numbers_of_32_bits_keep_their_range(values: np.ndarray, expected: list) -> None:
+    assert decode_image(encoded(Image.fromarray(values), "TIFF"), 2, 1, True)[0].tolist() == expected
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
