@@ -36,6 +36,7 @@ LIGHTNING_ROOMS = {"data", "systems", "callbacks", "cli", "runs"}
 WANDB_ROOMS = {"callbacks", "cli", "runs"}
 OF_AN_EXTRA = {"mujoco", "gymnasium", "imageio_ffmpeg"}  # imported only where a world, or a video, needs them
 BRIDGED = {"learn2learn"}  # libraries that only `bridges` imports; nobody else needs them
+OPTIONAL = {"bridges": BRIDGED, "rl": OF_AN_EXTRA, "inference": OF_AN_EXTRA, "data": {"pillow_heif"}}  # by room
 ASKED_FOR = {"torch", "torchvision", "lightning", "torchmetrics", "wandb", "pytest", "learn2learn"}
 IMPORT_NAMES = {"PIL": "pillow", "yaml": "pyyaml"}
 IMPORT_NAMES["lightning_utilities"] = "lightning"  # comes with it
@@ -252,7 +253,7 @@ def test_every_import_is_a_requirement() -> None:
     for path in SOURCES:
         foreign = {top(name) for name in imports(path)} - {"mamllit"} - sys.stdlib_module_names
         names = {IMPORT_NAMES.get(name, name) for name in foreign} - {requirement.name for requirement in CORE}
-        if names := names - {"bridges": BRIDGED, "rl": OF_AN_EXTRA, "inference": OF_AN_EXTRA, "data": {"pillow_heif"}}.get(room(path), set()):
+        if names := names - OPTIONAL.get(room(path), set()):
             missing[str(path.relative_to(ROOT))] = sorted(names)
     assert not missing, f"not in install_requires of setup.cfg: {missing}"
 
