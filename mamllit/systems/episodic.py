@@ -88,6 +88,7 @@ class EpisodicSystem(L.LightningModule):
         self.measured_at: dict[str, int] = {}
         self.optimizer_settings: dict[str, Any] | None = None
         self._resumed_settings: dict[str, Any] | None = None  # of the checkpoint that a fit goes on from
+        self._resumed = False  # whether the next step is the first after it
         self.trained_steps = 0
         self.skipped_steps = 0  # updates that were left out, see `MetaLearner`
         self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
@@ -148,7 +149,12 @@ class EpisodicSystem(L.LightningModule):
     def on_train_start(self) -> None:
         if self._resumed_settings is not None and self.optimizer_settings is not None:
             obey(self.trainer, self._resumed_settings, self.optimizer_settings, self._lr_scheduler)
-            self._resumed_settings = None
+            self._resumed_settings, self._resumed = None, True
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self._resumed:  # Lightning has counted a step that it did not make, where a validation ended the run before
+            self._log_at(self.global_step)
+            self._resumed = False
 
     def on_train_end(self) -> None:
         self.trained_steps = self.global_step
@@ -235,8 +241,7 @@ class EpisodicSystem(L.LightningModule):
                 "pass datamodule=..., a subclass of mamllit.data.EpisodicDataModule"
             )
         if self.trainer.state.fn != TrainerFn.FITTING and self.trainer.global_step == 0:  # no fit in this process: log at the
-            counts = {"_batches_that_stepped": self.trained_steps}  # step of the checkpoint, not at 0
-            self.trainer.fit_loop.epoch_loop.on_load_checkpoint(counts)
+            self._log_at(self.trained_steps)  # step of the checkpoint, not at 0
         self.evaluation_sets = data.evaluation_sets(split)
         asked = self.batch_norm if split == "test" else BATCH_NORMS[:1]
         self._find_company(data)
@@ -249,6 +254,10 @@ class EpisodicSystem(L.LightningModule):
         values = readings(self.method, batch.episodes, self.eval_steps, [reading.way for reading in own], self.execution)
         for reading in own:
             self._metrics[reading.name].update(batch.number, values[reading.way])
+
+    def _log_at(self, step: int) -> None:
+        """Let the loggers place the next values at this step."""
+        self.trainer.fit_loop.epoch_loop.on_load_checkpoint({"_batches_that_stepped": step})
 
     def _finish_evaluation(self, split: Literal["val", "test"]) -> None:
         asked, self.readings, self.evaluation_sets = self.readings, [], []

@@ -127,6 +127,7 @@ class MetaLearner(EpisodicSystem):
         self.meta_gradient = MetaGradient(self.method, self.execution, compiled, self.memory)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
         if not isinstance(batch, EpisodeBatch):
             raise TypeError(
                 f"a training step needs an EpisodeBatch, and got a {type(batch).__name__}: MetaLearner trains on episodes. "
