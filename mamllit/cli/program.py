@@ -72,6 +72,11 @@ class MamllitCLI(LightningCLI):
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
         self.asked, config.ckpt_path = config.ckpt_path, None
+        if self.config.subcommand != "fit":
+            words = sys.argv[1:] if args is None else args
+            if any(str(word).partition("=")[0] == "--init_from" for word in words):
+                raise ValueError(f"init_from is {config.init_from!r}; it is for `fit`. To evaluate a checkpoint, use --ckpt_path")
+            config.init_from = None  # where a YAML says with what its training begins
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -113,8 +118,6 @@ class MamllitCLI(LightningCLI):
             if config.threads < 1:
                 raise ValueError(f"threads is {config.threads}; it must be >= 1")
             torch.set_num_threads(config.threads)
-        if config.init_from is not None and not fitting:
-            raise ValueError(f"init_from is {config.init_from!r}; it is for `fit`. To evaluate a checkpoint, use --ckpt_path")
         if config.get("weights_only") is False:
             raise ValueError(
                 "weights_only is False; a checkpoint is loaded as tensors and plain values in any case: name the package of a "

@@ -103,3 +103,11 @@ def test_what_a_fit_cannot_begin_with_is_refused(tmp_path: Path) -> None:
         ValueError, match=r"init_from is 'maml_sine'; it is for `fit`. To evaluate a checkpoint, use --ckpt_path"
     ):
         cli.run(command("test", tmp_path, "--init_from", "maml_sine"))
+
+
+@pytest.mark.usefixtures("exported")
+def test_a_file_that_says_with_what_training_begins_is_good_for_a_test(tmp_path: Path) -> None:
+    (tmp_path / "begins.yaml").write_text("init_from: nowhere")
+    tested = command("test", tmp_path / "runs", "--ckpt_path", "maml_sine")
+    cli.run([*tested, "-c", str(tmp_path / "begins.yaml")])
+    assert result(tmp_path / "runs" / "pretrained_maml_sine")["steps_done"] == 22
