@@ -22,7 +22,11 @@ EXPERIMENTS = REPOSITORY / "experiments"
 OVERLAYS = sorted((EXPERIMENTS / "hardware").rglob("*.yaml"))
 SWEEPS = sorted((EXPERIMENTS / "sweeps").rglob("*.yaml"))  # of W&B, see tests/experiments/test_sweeps.py
 CELLS = [path for path in sorted(EXPERIMENTS.rglob("*.yaml")) if path not in OVERLAYS + SWEEPS]
-NEEDS = {"learn2learn": "class_path: mamllit.bridges.learn2learn", "mujoco": "world: mamllit.rl.worlds.locomotion"}
+NEEDS = {
+    "learn2learn": "class_path: mamllit.bridges.learn2learn",
+    "mujoco": "world: mamllit.rl.worlds.locomotion",
+    "timm": "class_path: mamllit.backbones.Timm",
+}
 LACKING = [text for package, text in NEEDS.items() if find_spec(package) is None]
 MEASURED = [path for path in CELLS if not any(text in path.read_text() for text in LACKING)]
 

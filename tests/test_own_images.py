@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import json
 import os
 import shutil
 import sys
@@ -62,7 +63,10 @@ def the_whole_road(folder: Path, steps: int, *more: object) -> float:
     fit = ["fit", "-c", "experiments/own_images.yaml", "--data.root", "images"]
     mamllit(*fit, *trainer, *evaluation, *QUICK, *more)
     printed = mamllit("export", "runs/own_images/seed_0")
-    assert f"trained for {steps} of {steps} iterations; measured: accuracy after 3 steps: paper[10] " in printed
+    assert f"trained for {steps} of {steps} iterations; measured: accuracy after 5 steps: paper[10] " in printed
+    references = json.loads((folder / "runs/own_images/seed_0/result.json").read_text())["references"]
+    assert set(references) == {"paper[10]", "standard[10]"}
+    assert all(0.2 < values["nearest mean, pixels"][0] <= 1 and values["chance"] == [0.2, 0] for values in references.values())
     checkpoint = "runs/own_images/seed_0/own_images.safetensors"
     assert (folder / checkpoint).stat().st_size < 500_000
     printed = mamllit("adapt", "--checkpoint", checkpoint, "--support", "support", "--query", "query", "--out", "adapted")
@@ -71,7 +75,7 @@ def the_whole_road(folder: Path, steps: int, *more: object) -> float:
     assert list(rows[0]) == ["file", "predicted", "true", "batch_norm", *(f"p({name})" for name in names)]
     assert {row["true"] for row in rows} == set(names)
     right = sum(row["predicted"] == row["true"] for row in rows)
-    assert f"{len(rows)} images, 5 classes, 3 inner steps; right {right} of {len(rows)} whose class is known" in printed
+    assert f"{len(rows)} images, 5 classes, 5 inner steps; right {right} of {len(rows)} whose class is known" in printed
     with Image.open(folder / "adapted" / "contact_sheet.png") as sheet:
         assert min(sheet.size) > 500
     return right / len(rows)

@@ -3,6 +3,7 @@
 from mamllit.backbones.conv4 import Conv4, SameConv2d
 from mamllit.backbones.conv_pairs import ConvPairs
 from mamllit.backbones.heads import CosineHead
+from mamllit.backbones.hog import Hog
 from mamllit.backbones.mlp import MLP
 from mamllit.backbones.norm import BatchStatNorm
 from mamllit.backbones.resnet12 import ResNet12
@@ -15,6 +16,7 @@ __all__ = [
     "Conv4",
     "ConvPairs",
     "CosineHead",
+    "Hog",
     "ResNet12",
     "SameConv2d",
     "StatisticianDecoder",

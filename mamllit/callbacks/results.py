@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
 from rich.table import Table
 
+from mamllit.callbacks.references import References
 from mamllit.callbacks.start_from import StartFrom
 from mamllit.core.metrics import Summary
 from mamllit.runs import durable
@@ -55,6 +56,7 @@ class ResultWriter(L.Callback):
         self._validated: dict[str, Any] = {}  # the entries of the last validation, which a resumed run may not repeat
         self._kept: Path | None = None  # where result.json is: elsewhere where the run directory could not be written
         self._clock, self._first_step, self._seconds_before = 0.0, 0, 0.0
+        self._references = References()
 
     def state_dict(self) -> dict[str, Any]:
         """Goes into every checkpoint, so that a resumed run knows how long its steps took, and the last validation."""
@@ -104,6 +106,21 @@ class ResultWriter(L.Callback):
             self._write(trainer, pl_module, "validate")
             self._print(trainer, pl_module)
 
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._references = References()
+
+    def on_test_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if isinstance(pl_module, EpisodicSystem) and getattr(pl_module.data, "references", False):
+            self._references.update(pl_module.evaluation_sets[dataloader_idx].name, batch)
+
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not isinstance(pl_module, EpisodicSystem):
             return
@@ -132,6 +149,8 @@ class ResultWriter(L.Callback):
         for evaluation in learner.evaluation_sets:
             own = [r for r in learner.readings if r.evaluation == evaluation and r.name in learner.summaries]
             rows = [row for reading in own for row in self._rows(learner, reading, steps)]
+            for kind, (mean, ci95) in self._references.of(evaluation.name).items():
+                rows.append((kind, [f"{mean:.4g}" + (f" ± {ci95:.2g}" if ci95 else "")]))
             for i, (kind, cells) in enumerate(rows):
                 summary = learner.summaries[own[0].name]
                 label = f"{evaluation.name}\n({summary.episodes} x {evaluation.queries} {counted}{per_class})"
@@ -189,6 +208,8 @@ class ResultWriter(L.Callback):
                         logger.experiment.summary["best_checkpoint"] = best
         if entries := self._validated | _entries(learner) if stage == "fit" else _entries(learner):
             result.setdefault("results", {}).update(entries)
+        if stage == "test" and (references := self._references.as_dict()):
+            result["references"] = references
         self._kept = durable.keep(path, json.dumps(result, indent=2))
         if stage == "test":
             header = ("set", "batch_norm", "episode", "steps", learner.method.objective.metric_name)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from mamllit.data.episodic import Protocol, TestEpisodes
 from mamllit.data.images import ImageDataModule
@@ -35,8 +35,9 @@ class ImageFolderDataModule(ImageDataModule):
         train_ways: classes per episode in meta-training (prototypical networks take more); None for `ways`.
         test_shots: test with each of these numbers of shots; by default with `shots` alone.
         plain: train on plain batches (see `PlainBatches`), for `mamllit.systems.PreTrainer`.
-        invert: make black 1 and white 0. "auto" does so, and says it, for images that are dark on light where weights meet them
-            that know ink as 1, such as Omniglot's.
+        invert: make black 1 and white 0. "ink" does so for drawings that are dark on light, so that ink is 1 whichever way they
+            are drawn, and paper 0 as the padding of a convolution. "auto" does so, and says it, only where weights meet the
+            images that know ink as 1, such as Omniglot's.
         seed, eval_seed, protocols, val_episodes, test_episodes, eval_batch_size, num_workers, standard_queries: see
             `EpisodicDataModule`.
 
@@ -76,7 +77,7 @@ class ImageFolderDataModule(ImageDataModule):
         test_shots: Sequence[int] | None = None,
         plain: PlainBatches | None = None,
         train_ways: int | None = None,
-        invert: bool | Literal["auto"] = "auto",
+        invert: bool | Literal["auto", "ink"] = "auto",
     ) -> None:
         super().__init__(
             ways=ways, shots=shots, queries=queries, meta_batch_size=meta_batch_size, rotate=False,
@@ -86,8 +87,8 @@ class ImageFolderDataModule(ImageDataModule):
         )  # fmt: skip
         if channels not in (1, 3):
             raise ValueError(f"channels is {channels}; it must be 1 (grey) or 3 (RGB)")
-        if invert not in (True, False, "auto"):
-            raise ValueError(f"invert is {invert!r}; it must be true, false or 'auto'")
+        if invert not in (True, False, "auto", "ink"):
+            raise ValueError(f"invert is {invert!r}; it must be true, false, 'auto' or 'ink'")
         if image_size < 1:
             raise ValueError(f"image_size is {image_size}; it must be >= 1")
         given = {"train": train_classes, "val": val_classes, "test": test_classes}
@@ -99,6 +100,8 @@ class ImageFolderDataModule(ImageDataModule):
         self.root, self.image_size, self.channels, self.cache_dir = root, image_size, channels, cache_dir
         self.split_ratios, self.split_seed, self.lists = tuple(split_ratios), split_seed, lists or None
         self.invert, self.inverted = invert, invert is True
+
+    references: ClassVar[bool] = True
 
     def stored(self) -> Preparation:
         return Preparation(self.image_size, self.channels, upright=True)

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -95,7 +95,8 @@ class ImageDataModule(EpisodicDataModule):
         self.inverted = False  # whether black becomes 1 and white 0 on the way from the pools to an episode
         self._met: tuple[Preparation, str] | None = None
 
-    invert: bool | Literal["auto"] | None = "auto"  # "auto": as the weights that meet the images know them; None: never
+    invert: bool | Literal["auto", "ink"] | None = "auto"  # "auto": as the weights that meet the images know them; None: never
+    references: ClassVar[bool] = False  # whether a test also measures what costs nothing, for want of published numbers
 
     @abstractmethod
     def load(self) -> dict[str, ClassPool]:
@@ -115,7 +116,7 @@ class ImageDataModule(EpisodicDataModule):
     def preparation(self) -> Preparation:
         """How the images of an episode were prepared; after `setup`."""
         stored = self.stored()
-        return replace(stored, invert=stored.invert != self.inverted)
+        return replace(stored, invert=self.invert == "ink" or stored.invert != self.inverted)
 
     def meet(self, weights: Preparation, name: str) -> None:
         """Weights of a checkpoint that were trained on images of this preparation are to see these ones.
@@ -168,6 +169,8 @@ class ImageDataModule(EpisodicDataModule):
             )
         if not self.pools:
             self.pools = self.load()
+        if self.invert == "ink":
+            self.inverted = self._dark_on_light()
         if self._met is not None:
             self._settle()
         asked = [("train", self.shots + self.queries)] if stage == "fit" and self.plain is None else []

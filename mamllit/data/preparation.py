@@ -90,7 +90,7 @@ def _mini_imagenet(arguments: Mapping[str, Any]) -> Preparation:
 
 
 def _image_folder(arguments: Mapping[str, Any]) -> Preparation:
-    invert = arguments.get("invert") is True  # "auto" alone leaves the images as they are
+    invert = arguments.get("invert") in (True, "ink")  # "auto" alone leaves the images as they are
     return Preparation(int(arguments.get("image_size", 84)), int(arguments.get("channels", 3)), invert=invert, upright=True)
 
 

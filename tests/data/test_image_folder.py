@@ -174,8 +174,9 @@ def test_too_few_classes_are_refused_with_ratios_that_would_do(tmp_path: Path) -
 
 def test_too_few_classes_whatever_the_ratios(tmp_path: Path) -> None:
     assert "split_ratios" not in message_of(module(draw(tmp_path, CLASSES[:14]), ways=5))
-    assert "there are 2 classes; train, val and test need at least one each" in message_of(
-        module(draw(tmp_path / "two", CLASSES[:2]))
+    message = message_of(module(draw(tmp_path / "two", CLASSES[:2])))
+    assert (
+        "there are 2 classes; train, val and test need at least one each. With less, train nothing: `mamllit adapt" in message
     )
 
 
@@ -188,7 +189,11 @@ def test_too_few_images_are_refused_before_training_for_the_test_split_too(tmp_p
         "test has classes with fewer images than the 5 that an episode takes (1 shots + 4 queries of the standard prot"
         in message
     )
-    assert "): c02 (4), c12 (4), c26 (4), c28 (4)\nAsk for fewer ways, shots or queries" in message
+    assert (
+        "): c02 (4), c12 (4), c26 (4), c28 (4)\nTo train on your own set have 18 classes or more (9 at the very least, "
+        "3 for each of train, val and test) with 6 images each, or ask for fewer ways, shots or queries"
+    ) in message
+    assert "train nothing: `mamllit adapt --features timm:tf_efficientnet_lite0 --support DIR --query DIR` takes two" in message
 
 
 def test_folders_that_hold_nothing_are_named_together(tmp_path: Path) -> None:

@@ -162,8 +162,22 @@ def test_a_setting_that_contradicts_the_weights_is_refused(tmp_path: Path) -> No
     light.meet(INK, "w")  # their ink is 1 as they are
 
 
+def test_ink_is_1_whichever_way_it_is_drawn(tmp_path: Path) -> None:
+    dark, light = (images(folder(tmp_path / str(i), invert=bool(i)), invert="ink") for i in (0, 1))
+    for data in (dark, light):
+        data.setup("test")
+        assert data.preparation == Preparation(28, 1, upright=True, invert=True)
+        data.meet(INK, "omni")
+    assert torch.allclose(support(dark), support(light), atol=1 / 255)
+    described = {"class_path": "mamllit.data.ImageFolderDataModule", "init_args": {"image_size": 28, "channels": 1}}
+    described["init_args"]["invert"] = "ink"  # type: ignore[index]
+    assert preparation_of(described) == dark.preparation
+    with pytest.raises(ValueError, match="gives ink as 1, since `invert` is ink: leave it at auto"):
+        dark.meet(Preparation(28, 1, upright=True), "own")
+
+
 def test_a_word_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="invert is 'always'; it must be true, false or 'auto'"):
+    with pytest.raises(ValueError, match="invert is 'always'; it must be true, false, 'auto' or 'ink'"):
         images(tmp_path, invert="always")
 
 

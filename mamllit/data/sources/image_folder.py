@@ -34,6 +34,10 @@ from mamllit.data.sources.source import (
 
 SUFFIXES = tuple(FORMATS)
 ADVICE = "Replace or remove them and start again."
+WAY_OUT = (
+    "With less, train nothing: `mamllit adapt --features timm:tf_efficientnet_lite0 --support DIR --query DIR` takes two "
+    "classes or more of one image or more."
+)
 Names = Sequence[str | int | float] | str | Path  # names of classes, or a text file with one a line
 
 
@@ -111,7 +115,7 @@ def split_by_ratio(names: Sequence[str], ratios: Sequence[float], seed: int) -> 
     if len(ratios) != 3 or min(ratios) <= 0 or abs(sum(ratios) - 1) > 1e-3:
         raise ValueError(f"split_ratios is {list(ratios)}; it needs three numbers > 0, of train, val and test, with sum 1")
     if len(names) < 3:
-        raise ValueError(f"there are {len(names)} classes; train, val and test need at least one each")
+        raise ValueError(f"there are {len(names)} classes; train, val and test need at least one each. {WAY_OUT}")
     order = sorted(names, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
     val, test = (max(1, round(ratio * len(names))) for ratio in ratios[1:])
     train = max(1, len(names) - val - test)
@@ -139,7 +143,12 @@ def refuse_small(pools: Mapping[str, ClassPool], ways: int, images: Mapping[str,
             )
     if problems:
         total = sum(pool.num_classes for pool in pools.values())
-        advice = "Ask for fewer ways, shots or queries (standard_queries, or protocols, for the test), or add images."
+        most = max(need for need, _ in images.values())
+        advice = (
+            f"To train on your own set have {6 * ways} classes or more ({3 * ways} at the very least, {ways} for each of "
+            f"train, val and test) with {most} images each, or ask for fewer ways, shots or queries (standard_queries, or "
+            f"protocols, for the test). {WAY_OUT}"
+        )
         if total >= 3 * ways and any(pool.num_classes < ways for pool in pools.values()):
             share = -(-1000 * ways // total) / 1000
             advice += (
