@@ -160,6 +160,8 @@ def test_of_a_run_the_best_checkpoint_is_meant_else_the_last(tmp_path: Path) -> 
         FileNotFoundError, match=r"init_from is '.*none\.ckpt', but there is no .*none\.ckpt; give the directory"
     ):
         StartFrom(str(tmp_path / "none.ckpt"))
+    with pytest.raises(FileNotFoundError, match=r"init_from is '.*seed_0', and there is no such run; train it first"):
+        StartFrom(str(tmp_path / "seed_0"))
     assert find_in_run("maml_sine") is None
 
 
