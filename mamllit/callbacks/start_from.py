@@ -72,8 +72,8 @@ def find_in_run(asked: str) -> Path | None:
     path = Path(asked).expanduser()
     if len(path.parts) > 1 and path.suffix == "" and not path.exists():
         raise FileNotFoundError(
-            f"init_from is {asked!r}, and there is no such run; train it first (the head of the experiment's file says how), or "
-            "give another with --init_from"
+            f"init_from is {asked!r}, and there is no such run; train it first (the head of the experiment's file says how), "
+            "or give another with --init_from"
         )
     tried = [path / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")] if path.is_dir() else [path]
     if tried == [path] and path.suffix != ".ckpt":

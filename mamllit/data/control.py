@@ -1,7 +1,7 @@
 """Tasks to act in: a DataModule that draws goals and the like; the trajectories come from acting, in the training step."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -10,6 +10,8 @@ from mamllit.data.episodic import EpisodicDataModule, Evaluation, EvaluationSet,
 from mamllit.data.sampler import SPLITS, uniform
 from mamllit.rl.noise import Noise
 from mamllit.rl.worlds import World
+
+Budget = Literal["trajectories", "steps"]
 
 
 class TaskBatch(NamedTuple):
@@ -38,11 +40,14 @@ class ControlDataModule(EpisodicDataModule):
         queries: trajectories of a task after adapting, in meta-training.
         meta_batch_size: tasks per meta-update over all ranks.
         test_shots: the K to test with.
+        budget: "trajectories", K of them, or "steps": as many as end within K times the horizon, as in the authors' code; a
+            policy that reaches its goal early then acts more often.
         seed, eval_seed, protocols, val_episodes, eval_batch_size: see `EpisodicDataModule`.
         standard_episodes: tasks of the protocol "standard".
 
     Raises:
-        ValueError: for a number below its bound; for a protocol "paper" of a world without published tasks.
+        ValueError: for a number below its bound or an unknown budget; for "steps" in a world whose trajectories cannot begin anew
+            one by one; for a protocol "paper" of a world without published tasks.
 
     >>> from mamllit.data import ControlDataModule
     >>> from mamllit.rl import Navigation
@@ -61,6 +66,7 @@ class ControlDataModule(EpisodicDataModule):
         queries: int = 20,
         meta_batch_size: int = 20,
         test_shots: Sequence[int] = (20,),
+        budget: Budget = "trajectories",
         seed: int | None = None,
         eval_seed: int = 0,
         protocols: Sequence[Protocol] = ("paper", "standard"),
@@ -76,6 +82,14 @@ class ControlDataModule(EpisodicDataModule):
             raise ValueError(f"test_shots is {list(test_shots)}; it needs at least one number of trajectories >= 1")
         if standard_episodes < 2:
             raise ValueError(f"standard_episodes is {standard_episodes}; it must be >= 2")
+        if budget not in get_args(Budget):
+            raise ValueError(f"budget is {budget!r}; it must be one of {list(get_args(Budget))}")
+        if budget == "steps" and not world.restarts:
+            raise ValueError(
+                f"budget is 'steps', but trajectories of {type(world).__name__} do not begin anew one by one; use budget: "
+                "trajectories"
+            )
+        self.budget = budget
         self.world, self._test_shots = world, tuple(test_shots)
         self._tasks = {"paper": len(world.paper_tasks()) if "paper" in self.protocols else 0, "standard": standard_episodes}
 

@@ -73,11 +73,18 @@ def acting(method: StepByStep, states: Params | None) -> Callable[[Tensor], Tens
 
 
 def act(
-    method: StepByStep, world: World, tasks: Tensor, noise: Noise, phase: int, trajectories: int, states: Params | None
+    method: StepByStep,
+    world: World,
+    tasks: Tensor,
+    noise: Noise,
+    phase: int,
+    trajectories: int,
+    states: Params | None,
+    refill: bool = False,
 ) -> Trajectories:
     """K trajectories in each of the `tasks` [T, p] after `phase` inner steps, by the policies `states`."""
     objective: PolicyGradient = method.objective
-    return rollout(world, tasks, noise, phase, trajectories, acting(method, states), objective.distribution)
+    return rollout(world, tasks, noise, phase, trajectories, acting(method, states), objective.distribution, refill)
 
 
 def examples(method: StepByStep, found: Trajectories, states: Params | None, credit: Credit) -> tuple[Examples, Tensor]:
@@ -118,12 +125,14 @@ def practise(
     credit: Credit,
     shares: Sequence[float] = (1.0,),
     strict: bool = True,
+    refill: bool = False,
 ) -> Practice:
     """Act, adapt, act again, ...: with n + 1 numbers of `trajectories` there are n inner steps.
 
     Args:
         trajectories: K of each phase.
         shares: by how much of its step size each inner step goes, the last one for all that follow.
+        refill: see `mamllit.rl.trajectories.rollout`.
         strict: refuse numbers that are not finite; else the returns of such a task are nan, and the others go on.
 
     Raises:
@@ -136,11 +145,11 @@ def practise(
     for phase, k in enumerate(trajectories):
         if phase:
             states = adapted(method, states, supports[-1], shares[min(phase, len(shares)) - 1])
-        last = act(method, world, tasks, noise, phase, k, states)
+        last = act(method, world, tasks, noise, phase, k, states, refill)
         if strict:
             check_finite(last, tasks, world)
         bad = diverged(last)
-        returns.append(last.returns.mean(1).masked_fill(bad, float("nan")))
+        returns.append(last.returns.masked_fill(bad, float("nan")))
         if bad.any():
             last = Trajectories(*(value.masked_fill(bad.reshape(-1, *(1,) * (value.dim() - 1)), 0.0) for value in last))
         found, outputs = examples(method, last, states, credit)

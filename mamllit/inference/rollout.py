@@ -69,10 +69,11 @@ def rollout_policy(
         raise ValueError(f"the task has {sorted(task)}; a task of {type(world).__name__} has {list(world.task_names)}")
     numbers = torch.tensor([[float(task[name]) for name in world.task_names]])
     credit = Credit(found.model.get("discount", 0.99), found.model.get("gae_lambda", 1.0))
+    refill = (found.data.get("init_args") or {}).get("budget") == "steps"
     shares, noise = (1.0, found.model.get("later_steps", 0.5)), Noise(seed, "test", (0,))
 
     def acted(after: int) -> tuple[list[float], tuple[Tensor, Tensor]]:
-        practice = practise(method, world, numbers, noise, [trajectories] * (after + 1), credit, shares)
+        practice = practise(method, world, numbers, noise, [trajectories] * (after + 1), credit, shares, refill=refill)
         start = noise.normal(2 * after, (trajectories, world.reset_noise))[0, 0]
         return practice.returns[0].tolist(), (start, _lived(practice.last))
 
@@ -80,7 +81,7 @@ def rollout_policy(
 
 
 def _lived(found: Trajectories) -> Tensor:
-    return found.actions[0, 0, : int(found.valid[0, 0].sum())]
+    return found.actions[0, 0, : int(found.first[0, 0].sum())]
 
 
 def write_video(path: Path, frames: Iterable[np.ndarray]) -> None:

@@ -12,20 +12,19 @@ from mamllit.rl.trajectories import Trajectories
 RIDGE, TRIES, CLIP = 1e-5, 5, 10.0
 
 
-def discounted(values: Tensor, factor: float) -> Tensor:
-    """sum over l of factor^l values[..., t + l]."""
+def discounted(values: Tensor, factor: float, continued: Tensor) -> Tensor:
+    """sum over l of factor^l values[..., t + l], as far as the trajectory of step t goes on (see `Trajectories.continued`)."""
     total, found = torch.zeros_like(values[..., 0]), torch.empty_like(values)
     for t in reversed(range(values.shape[-1])):
-        total = values[..., t] + factor * total
+        total = values[..., t] + factor * continued[..., t] * total
         found[..., t] = total
     return found
 
 
-def features(observations: Tensor) -> Tensor:
+def features(observations: Tensor, clock: Tensor) -> Tensor:
     """What the baseline is linear in: observations [..., H, O], squares, three powers of time, 1 (Duan et al. 2016)."""
     clipped = observations.clamp(-CLIP, CLIP).double()
-    time = torch.arange(clipped.shape[-2], device=clipped.device, dtype=torch.float64)[:, None] / 100
-    time = time.expand(*clipped.shape[:-1], 1)
+    time = clock.double()[..., None] / 100
     return torch.cat([clipped, clipped.square(), time, time**2, time**3, torch.ones_like(time)], -1)
 
 
@@ -37,8 +36,8 @@ def baseline(trajectories: Trajectories, discount: float) -> Tensor:
     Raises:
         FloatingPointError: where they cannot be solved even so.
     """
-    x = (features(trajectories.observations) * trajectories.valid[..., None]).flatten(1, 2)
-    y = discounted(trajectories.rewards, discount).double().flatten(1)[..., None]
+    x = (features(trajectories.observations, trajectories.clock) * trajectories.valid[..., None]).flatten(1, 2)
+    y = discounted(trajectories.rewards, discount, trajectories.continued).double().flatten(1)[..., None]
     gram, moment, unit = x.mT @ x, x.mT @ y, torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
     for power in range(TRIES + 1):
         weights, _ = torch.linalg.solve_ex(gram + RIDGE * 10**power * unit, moment)
@@ -53,10 +52,10 @@ def advantages(trajectories: Trajectories, discount: float, gae_lambda: float) -
 
     `gae_lambda` = 1 gives the return minus the baseline. Mean and standard deviation are those of a task's valid steps.
     """
-    rewards, valid = trajectories.rewards, trajectories.valid
+    rewards, valid, continued = trajectories.rewards, trajectories.valid, trajectories.continued
     value = baseline(trajectories, discount)
-    after = torch.cat([value[..., 1:], torch.zeros_like(value[..., :1])], -1)  # 0 after the end: features are masked
-    raw = discounted(rewards + discount * after - value, discount * gae_lambda) * valid
+    after = torch.cat([value[..., 1:], torch.zeros_like(value[..., :1])], -1) * continued
+    raw = discounted(rewards + discount * after - value, discount * gae_lambda, continued) * valid
     count = valid.sum((1, 2), keepdim=True)
     mean = raw.sum((1, 2), keepdim=True) / count
     deviation = (raw - mean) * valid

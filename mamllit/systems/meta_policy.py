@@ -90,9 +90,8 @@ class MetaPolicy(EpisodicSystem):
         data = self.control()
         self.method.begin_iteration(self.global_step)
         steps = int(self.method.inner_steps)  # type: ignore[arg-type]
-        practice = practise(
-            self.learner(), data.world, batch.task, batch.noise, [*[data.shots] * steps, data.queries], self.credit
-        )
+        counts, refill = [*[data.shots] * steps, data.queries], data.budget == "steps"
+        practice = practise(self.learner(), data.world, batch.task, batch.noise, counts, self.credit, refill=refill)
         parameters = self.optimized()
         self._step = PolicyStep(self.learner(), practice, parameters, self.curvature, self.global_step, self._mean)
         loss, gradient = self._step.gradient()
@@ -105,7 +104,7 @@ class MetaPolicy(EpisodicSystem):
 
     def _log_practice(self, practice: Practice, tasks: int) -> None:
         values = {f"train/return_step{steps}": value for steps, value in enumerate(practice.returns.mean(0))}
-        values["train/finished"] = (practice.last.valid[..., -1] < 1).float().mean()
+        values["train/finished"] = practice.last.finished.mean()
         values["train/entropy"] = self.learner().objective.distribution.entropy(practice.outputs).mean()
         self.log_dict(values, prog_bar=True, batch_size=tasks, sync_dist=True)
 
@@ -162,7 +161,12 @@ class MetaPolicy(EpisodicSystem):
                 )
 
     def setup(self, stage: str) -> None:
-        self.control()
+        data = self.control()
+        if data.budget == "steps" and self.learner().objective.inner == "dice":
+            raise ValueError(
+                "budget is 'steps', which puts several trajectories into a row, and DiCE's weights are sums over a whole row; "
+                "use budget: trajectories"
+            )
         super().setup(stage)
 
     def _find_company(self, data: EpisodicDataModule) -> None:
@@ -173,10 +177,11 @@ class MetaPolicy(EpisodicSystem):
     def practise_on(self, batch: TaskBatch, trajectories: int, steps: int) -> Practice:
         """Act and adapt as an evaluation does; nothing is learned."""
         shares = (1.0, self.later_steps)
-        counts = [trajectories] * (steps + 1)
+        counts, data = [trajectories] * (steps + 1), self.control()
+        refill = data.budget == "steps"
         with torch.inference_mode(False), torch.no_grad():
             batch = ordinary(batch)  # type: ignore[assignment, arg-type]
-            return practise(self.learner(), self.control().world, batch.task, batch.noise, counts, self.credit, shares, False)
+            return practise(self.learner(), data.world, batch.task, batch.noise, counts, self.credit, shares, False, refill)
 
     def _evaluate(self, batch: Any, dataloader_idx: int) -> None:
         evaluation = self.evaluation_sets[dataloader_idx]
@@ -197,5 +202,5 @@ class MetaPolicy(EpisodicSystem):
             places = data.world.places(last.observations[:, :PATHS])
             if places is None:
                 return {}
-            paths[steps], valid[steps] = places.cpu(), last.valid[:, :PATHS].cpu()
+            paths[steps], valid[steps] = places.cpu(), last.first[:, :PATHS].cpu()
         return {f"paths_{evaluation.shots}shot": navigation_paths(tasks.task, paths, valid, title)}

@@ -16,7 +16,9 @@ def trajectories() -> Trajectories:
     length = torch.tensor([[7, 7, 3, 1], [7, 5, 7, 7], [2, 2, 2, 7]])
     valid = (torch.arange(7) < length[..., None]).double()
     observations, actions = torch.randn(2, 3, 4, 7, 2, dtype=torch.float64)
-    return Trajectories(observations, actions, torch.randn(3, 4, 7, dtype=torch.float64) * valid, valid)
+    return Trajectories(
+        observations, actions, torch.randn(3, 4, 7, dtype=torch.float64) * valid, valid, torch.arange(7.0).expand(3, 4, 7)
+    )
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mamllit.rl import Trajectories, advantages, baseline
+from mamllit.rl import Gaussian, GaussianPolicy, Navigation, Noise, Trajectories, advantages, baseline, rollout
 from mamllit.rl.advantages import discounted, features
 
 
@@ -42,7 +42,7 @@ def test_baseline_and_advantages_are_numpy_s(trajectories: Trajectories) -> None
 
 
 def test_with_lambda_1_an_advantage_is_the_return_minus_the_baseline(trajectories: Trajectories) -> None:
-    raw = (discounted(trajectories.rewards, 0.9) - baseline(trajectories, 0.9)) * trajectories.valid
+    raw = (discounted(trajectories.rewards, 0.9, trajectories.continued) - baseline(trajectories, 0.9)) * trajectories.valid
     count = trajectories.valid.sum((1, 2), keepdim=True)
     centred = (raw - raw.sum((1, 2), keepdim=True) / count) * trajectories.valid
     found = advantages(trajectories, 0.9, 1.0)
@@ -57,6 +57,50 @@ def test_what_comes_after_the_end_changes_nothing(trajectories: Trajectories) ->
 
 
 def test_features_are_clipped_and_equal_rewards_give_no_advantage() -> None:
-    assert features(torch.full((1, 2, 1), 50.0))[0, 1].tolist() == pytest.approx([10, 100, 1e-2, 1e-4, 1e-6, 1])
-    same = Trajectories(torch.zeros(1, 2, 3, 1), torch.zeros(1, 2, 3, 1), torch.zeros(1, 2, 3), torch.ones(1, 2, 3))
+    assert features(torch.full((1, 2, 1), 50.0), torch.tensor([[0.0, 1.0]]))[0, 1].tolist() == pytest.approx(
+        [10, 100, 1e-2, 1e-4, 1e-6, 1]
+    )
+    same = Trajectories(
+        torch.zeros(1, 2, 3, 1),
+        torch.zeros(1, 2, 3, 1),
+        torch.zeros(1, 2, 3),
+        torch.ones(1, 2, 3),
+        torch.arange(3.0).expand(1, 2, 3),
+    )
     assert advantages(same, 0.9, 1.0).abs().max() == 0
+
+
+def test_a_budget_of_steps_fills_rows_with_trajectories_that_count_as_their_own() -> None:
+    """Rows of several trajectories, and the same trajectories in a row each: lengths, returns and advantages are equal."""
+    torch.manual_seed(0)
+    policy, world, noise = GaussianPolicy(2, 2, std=0.3), Navigation(horizon=40), Noise(0, "test", (0, 1))
+    goals = torch.tensor([[0.2, -0.1], [0.1, 0.1]])
+    towards = lambda o: torch.cat([(goals[:, None] - o) * 5, policy(o)[..., 2:]], -1)  # noqa: E731
+    found = rollout(world, goals, noise, 1, 3, towards, Gaussian(), refill=True)
+    worth = advantages(found, 0.99, 0.95)
+    for task in range(2):
+        alone, parts = [], []
+        for row in range(3):
+            clock, valid = found.clock[task, row], found.valid[task, row]
+            begins = [t for t in range(40) if clock[t] == 0]
+            for begin, end in zip(begins, [*begins[1:], 40], strict=True):
+                assert found.observations[task, row, begin].abs().sum() == 0
+                assert clock[begin:end].tolist() == list(range(end - begin))
+                assert len(set(valid[begin:end].tolist())) == 1  # all of it or nothing
+                last = found.observations[task, row, end - 1] + 0.1 * found.actions[task, row, end - 1].clamp(-1, 1)
+                reached = bool(((last - goals[task]).abs() < 0.01).all())
+                assert bool(valid[begin]) == (reached or begin == 0)
+                if valid[begin]:
+                    alone.append([pad(value[task, row, begin:end]) for value in found])
+                    parts.append(worth[task, row, begin:end])
+        assert len(alone) > 3
+        single = Trajectories(*(torch.stack(values)[None] for values in zip(*alone, strict=True)))
+        assert found.returns[task].item() == pytest.approx(single.returns.item(), rel=1e-5)
+        assert found.finished[task].item() == pytest.approx(single.finished.item())
+        for part, again in zip(parts, advantages(single, 0.99, 0.95)[0], strict=True):
+            torch.testing.assert_close(part, again[: len(part)], rtol=1e-4, atol=1e-4)
+
+
+def pad(value: torch.Tensor) -> torch.Tensor:
+    """To 40 steps."""
+    return torch.cat([value, value.new_zeros(40 - len(value), *value.shape[1:])])

@@ -126,7 +126,7 @@ def test_an_environment_of_one_s_own() -> None:
         np.testing.assert_allclose(found.observations[1, 1, t], observation, atol=1e-5)
         observation, reward, *_ = environment.step(np.array([2.0], dtype=np.float32))
         total += float(reward)
-    assert found.returns[1, 1].item() == pytest.approx(total, rel=1e-4)
+    assert found.rewards[1, 1].sum().item() == pytest.approx(total, rel=1e-4)
 
 
 def test_environments_that_are_refused() -> None:

@@ -13,7 +13,7 @@ from short_fits import make_trainer
 from mamllit.data import ControlDataModule
 from mamllit.methods import MAML, PrototypicalNetworks
 from mamllit.objectives import Classification, Regression
-from mamllit.rl import GaussianPolicy, Navigation, PolicyGradient, ProximalAdam, TrustRegion
+from mamllit.rl import GaussianPolicy, Navigation, PolicyGradient, ProximalAdam, Tabular, TrustRegion
 from mamllit.systems import MetaPolicy
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
@@ -27,7 +27,7 @@ def make_learner(inner_lr: float = 0.1, **changes: Any) -> MetaPolicy:
 
 def make_data(**changes: Any) -> ControlDataModule:
     arguments = {"shots": 4, "queries": 5, "meta_batch_size": 3, "test_shots": [4], "val_episodes": 2, "standard_episodes": 3}
-    return ControlDataModule(Navigation(horizon=8), **{"seed": 0, **arguments, **changes})
+    return ControlDataModule(**{"world": Navigation(horizon=8), "seed": 0, **arguments, **changes})
 
 
 def weights(learner: MetaPolicy) -> torch.Tensor:
@@ -152,9 +152,19 @@ def test_what_is_refused_of_the_data() -> None:
     wide = MetaPolicy(MAML(GaussianPolicy(4, 2), PolicyGradient(), 0.1, 1, "mean"))
     with pytest.raises(ValueError, match=r"the policy has observations: 4, but Navigation has 2; give the policy the world's"):
         make_trainer().fit(wide, datamodule=make_data())
+    dice = MetaPolicy(MAML(GaussianPolicy(2, 2), PolicyGradient("dice"), 0.1, 1, "mean"))
+    with pytest.raises(
+        ValueError, match=r"budget is 'steps', which puts several trajectories into a row, and DiCE's weights are"
+    ):
+        make_trainer().fit(dice, datamodule=make_data(budget="steps"))
     for changes, text in (
         ({"test_shots": [0]}, r"test_shots is \[0\]; it needs at least one number of trajectories >= 1"),
         ({"standard_episodes": 1}, r"standard_episodes is 1; it must be >= 2"),
+        ({"budget": "time"}, r"budget is 'time'; it must be one of \['trajectories', 'steps'\]"),
+        (
+            {"budget": "steps", "world": Tabular(), "protocols": ["standard"]},
+            r"budget is 'steps', but trajectories of Tabular do not begin anew one by one",
+        ),
     ):
         with pytest.raises(ValueError, match=text):
             make_data(**changes)

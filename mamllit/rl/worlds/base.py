@@ -32,6 +32,7 @@ class World(ABC):
     horizon: int  # H
     task_names: ClassVar[tuple[str, ...]]  # of the p numbers of a task
     reset_noise: int = 0  # standard normal numbers that a start is made of
+    restarts: bool = False  # a trajectory can begin anew beside others: the state is a tree of tensors [T, K, ...]
 
     @abstractmethod
     def tasks(self, numbers: Tensor) -> Tensor:
@@ -81,6 +82,7 @@ class Revealed(World):
         self.world = world
         self.observations = world.observations + len(world.task_names)
         self.actions, self.horizon, self.reset_noise = world.actions, world.horizon, world.reset_noise
+        self.restarts = world.restarts
         self.task_names = world.task_names  # type: ignore[misc]
 
     def tasks(self, numbers: Tensor) -> Tensor:

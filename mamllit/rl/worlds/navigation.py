@@ -36,6 +36,7 @@ class Navigation(World):
     """
 
     observations = actions = 2
+    restarts = True
     task_names = ("goal_x", "goal_y")
 
     def __init__(self, horizon: int = 100) -> None:
