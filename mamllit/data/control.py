@@ -46,8 +46,8 @@ class ControlDataModule(EpisodicDataModule):
         standard_episodes: tasks of the protocol "standard".
 
     Raises:
-        ValueError: for a number below its bound or an unknown budget; for "steps" in a world whose trajectories cannot begin anew
-            one by one; for a protocol "paper" of a world without published tasks.
+        ValueError: for a number below its bound or an unknown budget; for "steps" in a world whose trajectories cannot begin
+            anew one by one; for a protocol "paper" of a world without published tasks.
 
     >>> from mamllit.data import ControlDataModule
     >>> from mamllit.rl import Navigation

@@ -19,7 +19,7 @@ class Trajectories(NamedTuple):
     """K rows of H steps of each of T tasks: `observations` [T, K, H, O], `actions` [T, K, H, a], the rest [T, K, H].
 
     A row holds one trajectory, or several in turn. `clock` counts the steps since a trajectory began. `valid` is 0 for steps
-    that belong to none: after the end of a row's only trajectory, or in one that the end of the row cut off; rewards are 0 there.
+    that belong to none: after the end of a row's only trajectory, or in one that the end of the row cut off; its rewards are 0.
     """
 
     observations: Tensor
