@@ -46,7 +46,7 @@ wheel: $(BIN)/python ## a wheel in dist/, with the experiments
 	$(PIP) wheel --no-deps -w dist .
 
 clean: ## remove caches and build leftovers; .venv and runs/ stay
-	rm -rf build dist docs/_build docs/methods *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist docs/_build docs/methods docs/cards *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find mamllit tests experiments -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed-core: $(PACKAGE) | $(BIN)/python

@@ -1,6 +1,7 @@
 """The docs site: `make docs`, or `sphinx-build -W docs docs/_build`.
 
 A page per method is written into docs/methods/ before each build, from the docstrings alone: a new method needs nothing here.
+The model card of each checkpoint is written into docs/cards/, from its file.
 """
 
 import ast
@@ -13,6 +14,8 @@ ROOT = DOCS.parent
 sys.path.insert(0, str(ROOT))
 
 import mamllit.methods  # noqa: E402
+from mamllit import pretrained  # noqa: E402
+from mamllit.pretrained.card import card  # noqa: E402
 
 project = "mamllit"
 author = "the authors of mamllit"
@@ -61,13 +64,23 @@ def page(stem: str, docstring: str) -> str:
 
 
 def write_methods(app: object) -> None:
-    """Write docs/methods/; a page that has not changed is left alone, so that a second build is quick."""
-    folder = DOCS / "methods"
-    folder.mkdir(exist_ok=True)
+    """Write docs/methods/."""
     pages = {f"{stem}.md": page(stem, text) for stem, text in methods().items()}
     listed = "\n".join(name.removesuffix(".md") for name in pages)
     intro = "One file per paper in `mamllit/methods/`; these pages are its docstrings.\n"
     pages["index.md"] = f"# Methods\n\n{intro}\n```{{toctree}}\n:maxdepth: 1\n\n{listed}\n```\n"
+    write(DOCS / "methods", pages)
+
+
+def write_cards(app: object) -> None:
+    """Write docs/cards/."""
+    cards = {name: card(pretrained.read(name)[0]).partition("\n---\n")[2].lstrip() for name in pretrained.names()}
+    write(DOCS / "cards", {f"{name}.md": text for name, text in cards.items()})
+
+
+def write(folder: Path, pages: dict[str, str]) -> None:
+    """The pages of a folder, and no others; one that has not changed is left alone, so that a second build is quick."""
+    folder.mkdir(exist_ok=True)
     for old in set(folder.glob("*.md")) - {folder / name for name in pages}:
         old.unlink()
     for name, text in pages.items():
@@ -101,4 +114,5 @@ def _escaped(text: str) -> str:
 
 def setup(app: object) -> None:
     app.connect("builder-inited", write_methods)  # type: ignore[attr-defined]
+    app.connect("builder-inited", write_cards)  # type: ignore[attr-defined]
     app.connect("autodoc-process-docstring", as_text, priority=400)  # type: ignore[attr-defined] # before napoleon

@@ -1,0 +1,93 @@
+"""The hub's conventions, without a network, and the model card."""
+
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import ClassVar
+
+import pytest
+import torch
+import yaml
+from toy_runs import toy_method, toy_run
+
+from mamllit import pretrained
+from mamllit.pretrained import read
+from mamllit.pretrained.card import card
+from mamllit.pretrained.export import export
+
+hub = pytest.importorskip("mamllit.pretrained.hub", reason="huggingface_hub is not installed")
+
+
+def test_a_checkpoint_goes_to_a_folder_and_comes_back(tmp_path: Path) -> None:
+    file = export(toy_run(tmp_path / "run"))
+    hub.HubCheckpoint(file).save_pretrained(tmp_path / "published")
+    assert sorted(path.name for path in (tmp_path / "published").iterdir()) == ["README.md", "model.safetensors"]
+    again = hub.HubCheckpoint.from_pretrained(str(tmp_path / "published"))
+    assert again.checkpoint == read(file)[0]
+    for name, value in toy_method().state_dict().items():
+        assert torch.equal(again.method().state_dict()[name], value)
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of a hub as the client needs to fetch one file of one repository."""
+
+    file: Path
+    asked: ClassVar[list[str]] = []
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self.wfile.write(self._answer())
+
+    def _answer(self) -> bytes:
+        self.asked.append(self.path)
+        content = self.file.read_bytes() if self.path.endswith("/model.safetensors") else b""
+        self.send_response(200 if content else 404)
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header(*("ETag", '"1"') if content else ("X-Error-Code", "EntryNotFound"))
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        return content
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def test_a_checkpoint_is_fetched_by_the_hub_s_own_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Hub, "file", export(toy_run(tmp_path / "run")), raising=False)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    template = "{endpoint}/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template.replace("{endpoint}", address))
+    try:
+        found = hub.HubCheckpoint.from_pretrained("me/maml-toy", revision="v1", cache_dir=tmp_path / "cache")
+    finally:
+        server.shutdown()
+    assert found.checkpoint.name == "maml_toy_3way"
+    assert "/me/maml-toy/resolve/v1/model.safetensors" in Hub.asked
+
+
+def test_arguments_of_a_model_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"^from_pretrained does not take steps: the file says how the model is made$"):
+        hub.HubCheckpoint.from_pretrained(str(tmp_path), steps=3)
+
+
+def test_the_card_says_what_the_file_says(tmp_path: Path) -> None:
+    checkpoint = read(export(toy_run(tmp_path / "run")))[0]
+    text = card(checkpoint)
+    _, head, body = text.split("---\n", 2)
+    assert yaml.safe_load(head) == {"library_name": "mamllit", "license": "mit", "tags": ["meta-learning", "few-shot", "MAML"]}
+    assert body.startswith("\n# maml_toy_3way\n")
+    assert "| paper, 600 | 1 | 1 | transductive | 95.00% ± 0.40% | 98.70% |" in body
+    assert "30 of 40 iterations, seed 5, the last checkpoint" in body
+    assert "secret" not in body and str(tmp_path) not in body
+
+
+def test_every_checkpoint_has_a_card() -> None:
+    for name in pretrained.names():
+        text = card(read(name)[0])
+        for part in (f"# {name}", "paper, 600", "standard, 2,000", "inductive", "transductive", "Licence of the weights: MIT."):
+            assert part in text, (name, part)
