@@ -46,8 +46,7 @@ class Cell:
 
     @property
     def report_step(self) -> int:
-        model = self.document["model"]
-        return int(model.get("init_args", model)["report_step"])  # of another system than `MetaLearner`
+        return int(self.document["model"]["init_args"]["report_step"])
 
     @property
     def published(self) -> dict[str, dict[int, float]]:

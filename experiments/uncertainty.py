@@ -20,6 +20,7 @@ from mamllit.engine.uncertainty import active_learning, calibration, samples
 from mamllit.figures.sample_plots import mask_probabilities, predictive_samples
 from mamllit.methods import Method, MTNet
 from mamllit.pretrained.build import build
+from mamllit.runs.tracking import of_system
 
 LABELS = 5
 
@@ -27,12 +28,13 @@ LABELS = 5
 def load(run: Path) -> tuple[Method, EpisodicDataModule, int]:
     """The method with its last weights, the data, and the number of inner steps that the run reports."""
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    method: Method = build(config["model"]["method"])
+    model = of_system(config)
+    method: Method = build(model["method"])
     saved = torch.load(run / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)["state_dict"]
     method.load_state_dict({name.removeprefix("method."): value for name, value in saved.items()})
     data: dict[str, Any] = config["data"]
     kind = getattr(mamllit.data, data["class_path"].rsplit(".", 1)[-1])
-    return method, kind(**data["init_args"]), config["model"]["report_step"]
+    return method, kind(**data["init_args"]), model["report_step"]
 
 
 def figures(method: Method, data: Any, steps: int, folder: Path, title: str) -> None:

@@ -63,12 +63,12 @@ def test_the_run_is_complete_and_asks_for_nothing(wandb_run: SimpleNamespace) ->
 
 def test_the_whole_configuration_is_there(wandb_run: SimpleNamespace) -> None:
     config = wandb_run.config
-    method = config["model"]["method"]
+    method = config["model"]["init_args"]["method"]
     assert method["class_path"] == "mamllit.methods.MAML"
     assert method["init_args"]["inner_lr"] == 0.01
     assert method["init_args"]["reduction"] == "sum_over_shots"
     assert method["init_args"]["backbone"]["init_args"]["hidden"] == [40, 40]
-    assert config["model"]["optimizer"]["init_args"]["lr"] == 0.001
+    assert config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.001
     assert config["data"]["init_args"]["meta_batch_size"] == 4
     assert config["seed_everything"] == 0
     assert config["trainer"]["max_steps"] == 22

@@ -45,7 +45,7 @@ class Cell:
 
     @property
     def report_step(self) -> int:
-        return self.document["model"]["report_step"]
+        return self.document["model"]["init_args"]["report_step"]
 
     @property
     def published(self) -> Numbers:
@@ -88,7 +88,8 @@ def find_cells(experiments: Path, table: str, patterns: Sequence[str] = ()) -> l
     every = []
     for path in sorted(experiments.rglob("*.yaml")):
         match, document = re.match(r"(.+?)_\d", path.stem), yaml.safe_load(path.read_text())
-        if match and "method" in (document.get("model") or {}):  # a sweep has no model, and a pre-training no method
+        system = (document.get("model") or {}).get("class_path")  # a sweep has no model; streams and policies no cells here
+        if match and system == "mamllit.systems.MetaLearner":
             name = str(path.relative_to(experiments).with_suffix(""))
             every.append(Cell(name, match[1], _relative(path), document))
     cells = [cell for cell in every if table in (cell.table, "all")]

@@ -58,7 +58,7 @@ class Compared:
 
 def eval_steps(cell: Cell) -> int:
     """The cell's own number of inner steps at a test, at least STEPS; none where the cell adapts nothing (an oracle)."""
-    own: int = cell.document["model"]["eval_steps"]
+    own: int = cell.document["model"]["init_args"]["eval_steps"]
     return max(own, STEPS) if own else 0
 
 

@@ -19,7 +19,7 @@ seeds. Training: the mean time of one seed, without the start of the process and
 
 def bound_of(compared: Compared) -> float:
     """The error above which an episode counts as diverged."""
-    return float(compared.cell.document["model"]["diverged_above"])
+    return float(compared.cell.document["model"]["init_args"]["diverged_above"])
 
 
 def markdown(rows: Sequence[Compared]) -> str:

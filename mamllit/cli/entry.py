@@ -25,7 +25,8 @@ def overview() -> str:
             "mamllit COMMAND --help lists what a command takes. To begin with:",
             "",
             "  mamllit fit -c demo                             MAML on sine waves, about a minute",
-            "  mamllit fit -c maml/sine_10shot --help          every setting of an experiment",
+            "  mamllit fit --help                              every setting of a run",
+            "  mamllit fit --model.help                        those of the model; with a class, of that one",
         ]
     )
 

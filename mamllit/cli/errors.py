@@ -1,7 +1,7 @@
 """What a user gets wrong is said in one line; where it comes from is shown on request."""
 
 import re
-from typing import Any
+from typing import Any, NoReturn
 
 import wandb
 from jsonargparse import ArgumentError
@@ -13,12 +13,19 @@ DEBUG = "--debug"
 # it is belongs to it.
 SAID = (ValueError, OSError, FloatingPointError, MisconfigurationException, wandb.Error, ArgumentError)
 
+# What jsonargparse says around the reasons: which types it has tried, the value as it holds it, and that "none" was not given.
+ALTERNATIVES = r"^\s*(Does not validate against|Subtypes: |Errors:|- Expected a <class 'NoneType'>|Given value).*\n?"
+
 
 class Parser(LightningArgumentParser):
     """LightningCLI's, whose errors come without the usage: two hundred settings would stand before them."""
 
     def print_usage(self, file: Any = None) -> None:
         """Nothing; `--help` has it all."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Of a value that no alternative of a type accepts, only the reasons are said."""
+        super().error(re.sub(ALTERNATIVES, "", message, flags=re.MULTILINE), ex)
 
 
 def one_line(error: Exception) -> str:

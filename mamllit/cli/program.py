@@ -18,7 +18,6 @@ from typing import Any
 import lightning as L
 import torch
 import wandb
-import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -40,7 +39,7 @@ from mamllit.pretrained.build import fill
 from mamllit.pretrained.files import steps_done
 from mamllit.runs import loggers, tracking
 from mamllit.runs.stopping import CleanStop, last_checkpoint
-from mamllit.systems import EpisodicSystem, MetaLearner
+from mamllit.systems import EpisodicSystem
 
 TRAINER_COMMANDS = {
     "fit": "meta-train a method, and test it at the end",
@@ -54,8 +53,10 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "num_sanity_val_steps": 0,
     "use_distributed_sampler": False,
     "enable_model_summary": False,
-    "log_every_n_steps": 1,  # MetaLearner.log_every decides
+    "log_every_n_steps": 1,  # the system's log_every decides
 }
+# The system of a configuration that names none, as all did once: its settings stand under `model` themselves.
+SYSTEM = {"class_path": "mamllit.systems.MetaLearner"}
 
 
 class MamllitCLI(LightningCLI):
@@ -99,6 +100,7 @@ class MamllitCLI(LightningCLI):
         )
         parser.add_argument(DEBUG, action="store_true", help="show where an error comes from")
         parser.add_argument("--threads", type=int | None, default=None, help="CPU threads (torch's default: one per core)")
+        parser.set_defaults({"model": SYSTEM})
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint_last")
         parser.set_defaults({f"checkpoint_last.{k}": v for k, v in _LAST.items()})
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint_best")
@@ -203,20 +205,6 @@ _LAST["enable_version_counter"] = False  # a resumed run writes over what it had
 _BEST = {"filename": "best", "enable_version_counter": False, "monitor": "val/accuracy", "mode": "max"}
 
 
-def names_a_system(args: ArgsType = None) -> bool:
-    """Whether the command or one of its files names the class of the model (`model: {class_path: ...}`); where none does, the
-    model is a `MetaLearner`, and its settings stand under `model` themselves."""
-    given = sys.argv[1:] if args is None else args
-    if not isinstance(given, list):
-        return any("class_path" in (part.get("model") or {}) for part in (given, *given.values()) if hasattr(part, "get"))
-    files = [after for flag, after in zip(given, given[1:], strict=False) if flag in ("-c", "--config")]
-    files += [word.partition("=")[2] for word in given if word.startswith("--config=")]
-    if any(word == "--model" or word.startswith(("--model=", "--model.class_path")) for word in given):
-        return True
-    documents = (yaml.safe_load(Path(file).read_text(encoding="utf-8")) for file in files if Path(file).is_file())
-    return any(isinstance(document, dict) and "class_path" in (document.get("model") or {}) for document in documents)
-
-
 class Settings(MamllitCLI):
     """The command line as far as the configuration: nothing is made, nothing is run."""
 
@@ -231,11 +219,10 @@ class Settings(MamllitCLI):
 
 
 def _program(kind: type[MamllitCLI], args: ArgsType, until_the_end: ExitStack, **more: Any) -> MamllitCLI:
-    named = names_a_system(args)
     return kind(
-        EpisodicSystem if named else MetaLearner,
+        EpisodicSystem,
         EpisodicDataModule,
-        subclass_mode_model=named,
+        subclass_mode_model=True,
         subclass_mode_data=True,
         seed_everything_default=0,
         trainer_defaults=TRAINER_DEFAULTS,

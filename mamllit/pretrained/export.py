@@ -13,6 +13,7 @@ from mamllit.data.preparation import preparation_of
 from mamllit.pretrained.build import rebuild
 from mamllit.pretrained.files import FOLDER, LIMIT, SUFFIX, Checkpoint, DType, find, names, read, steps_before, write
 from mamllit.runs import durable
+from mamllit.runs.tracking import of_system
 
 PREFIX = "method."  # of the meta-parameters in a Lightning checkpoint of MetaLearner
 LEFT_OUT = {"root", "download", "cache_dir"}  # of the data: where the images lay concerns nobody else
@@ -72,7 +73,7 @@ def export(
     }
     checkpoint = Checkpoint(
         name=path.stem,
-        model=config["model"].get("init_args") or config["model"],  # of another system than `MetaLearner`
+        model=of_system(config),
         data={"class_path": data["class_path"], "init_args": arguments, **_preparation(saved, data)},
         result=_result(result, saved["global_step"], asked, ckpt, config.get("results") or {}),
         stored_as=dtype,

@@ -58,7 +58,7 @@ def _identify(arguments: Namespace, run: Path, config: Any, seed: int | None) ->
         "name": "/".join(run.parts[-3:]),
         "id": tracking.run_id(run),
         "job_type": group.rpartition("/")[0] or None,
-        "tags": tracking.tags(config.model.get("method") or config.model, config.data, seed),
+        "tags": tracking.tags(config.model.init_args.get("method") or config.model, config.data, seed),
     }
     for name, value in own.items():
         arguments[name] = arguments.get(name) or value

@@ -98,6 +98,12 @@ def header(file: Path) -> dict[str, str]:
     return {name: found[name] for name in ("title", "paper", "departures") if name in found}
 
 
+def of_system(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The system's settings in a configuration. One of an older version may name no system: they are what `model` holds."""
+    model: Mapping[str, Any] = config["model"]
+    return model.get("init_args") or model
+
+
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Every setting that differs, by its dotted name: {"experiment": value, "run": value}; where a run lands is left out."""
     old, new = flat(before), flat(now)

@@ -68,16 +68,16 @@ def test_what_the_data_does_not_tell_needs_a_number() -> None:
             make()
 
 
-@pytest.mark.parametrize("path", sorted(EXPERIMENTS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(EXPERIMENTS)))
-def test_no_experiment_contradicts_itself(path: Path) -> None:
-    config = yaml.safe_load(path.read_text())
-    if "class_path" in config.get("data", {}) and config["data"]["class_path"].startswith("mamllit.") and "model" in config:
-        agree(config["model"], config["data"])
+def test_no_experiment_contradicts_itself() -> None:
+    for path in EXPERIMENTS.rglob("*.yaml"):
+        config = yaml.safe_load(path.read_text())
+        if "class_path" in config.get("data", {}) and config["data"]["class_path"].startswith("mamllit.") and "model" in config:
+            agree(config["model"], config["data"])
 
 
 def test_the_command_line_fills_in_and_writes_down_what_it_took(tmp_path: Path) -> None:
     settings = yaml.safe_load(Path(command("fit", tmp_path)[2]).read_text())
-    settings["model"]["method"]["init_args"]["backbone"]["init_args"].pop("out_features")
+    settings["model"]["init_args"]["method"]["init_args"]["backbone"]["init_args"].pop("out_features")
     (tmp_path / "sine.yaml").write_text(json.dumps(settings))
     arguments = short(tmp_path / "runs")
     arguments[2] = str(tmp_path / "sine.yaml")

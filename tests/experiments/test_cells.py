@@ -47,7 +47,11 @@ def test_every_maml_cell_of_the_papers_table_is_there_with_its_value() -> None:
 def test_the_settings_are_those_of_the_papers_appendix(name: str) -> None:
     """Appendix A.1: N ways, K shots, alpha, steps, meta-batch, queries in training, clipping on mini-ImageNet alone."""
     document = (maml("omniglot") | maml("mini_imagenet"))[name].document
-    method, data, trainer = document["model"]["method"]["init_args"], document["data"]["init_args"], document["trainer"]
+    method, data, trainer = (
+        document["model"]["init_args"]["method"]["init_args"],
+        document["data"]["init_args"],
+        document["trainer"],
+    )
     mini, ways, shots = name.startswith("mini"), 20 if "20way" in name else 5, 5 if "5shot" in name else 1
     got = (data["ways"], data["shots"], data["queries"], data["meta_batch_size"])
     tasks = {(True, 1): 4, (True, 5): 2}.get((mini, shots), 32 if ways == 5 else 16)
@@ -57,7 +61,7 @@ def test_the_settings_are_those_of_the_papers_appendix(name: str) -> None:
     assert inner == (lr, steps, "sum_over_shots", "first_order" in name)
     clip = (trainer.get("gradient_clip_val"), trainer.get("gradient_clip_algorithm"))
     assert clip == ((10, "value") if mini else (None, None))
-    assert document["model"]["eval_steps"] == 10
+    assert document["model"]["init_args"]["eval_steps"] == 10
 
 
 def test_patterns_choose_cells_with_or_without_the_folder() -> None:

@@ -105,7 +105,7 @@ def test_the_command_tables_what_is_finished(
         (folder / "checkpoints").mkdir(parents=True)
         results = {"standard": {"split": "test", "mean": [1.0] * 11}}
         (folder / "result.json").write_text(json.dumps({"results": results}))
-        method = dict(cell.document["model"]["method"])
+        method = dict(cell.document["model"]["init_args"]["method"])
         method["init_args"] = method["init_args"] | {"objective": {"class_path": "mamllit.objectives.Regression"}}
         document = {"model": {"method": method, "report_step": 5}, "data": cell.document["data"]}
         (folder / "config.yaml").write_text(yaml.safe_dump(document))

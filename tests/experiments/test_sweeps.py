@@ -43,7 +43,7 @@ def test_every_corner_of_the_grid_parses(path: Path, monkeypatch: pytest.MonkeyP
         arguments = [*words, *(f"--{name}={value}" for name, value in zip(names, corner, strict=True))]
         cli = program.read(more=arguments)
         for name, value in zip(names, corner, strict=True):
-            assert cli.config[name] == value
+            assert cli.config[name.replace("model.", "model.init_args.", 1)] == value
         assert sweep["metric"]["name"] == cli.config.checkpoint_best.monitor
 
 
@@ -81,7 +81,7 @@ def test_wandb_agent_runs_a_sweep_against_a_stand_in(tmp_path: Path) -> None:
         run = tmp_path / "runs/sweeps/sine_inner_loop" / f"seed_0_{trial}"
         logged = contents(next(run.glob("wandb/offline-run-*/run-*.wandb")))
         assert (logged.run.run_id, logged.run.sweep_id) == (trial, SWEEP)
-        chosen = logged.config["model"]["method"]["init_args"]
+        chosen = logged.config["model"]["init_args"]["method"]["init_args"]
         assert (chosen["inner_lr"], chosen["inner_steps"]) == (0.003, steps)
         assert any("val/mse" in row for row in logged.history)
         changed = logged.config["experiment"]["changed"]

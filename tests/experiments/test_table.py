@@ -15,7 +15,7 @@ from reproduction.table import Row, collect, duration, markdown, paired, write_c
 
 DOCUMENT = {
     "trainer": {"max_steps": 60000, "val_check_interval": 1000, "default_root_dir": "runs/maml/omniglot_5way_1shot"},
-    "model": {"report_step": 1},
+    "model": {"init_args": {"report_step": 1}},
     "results": {"published": {"paper": {1: 0.6}}, "published_ci95": {"paper": {1: 0.1}}},
 }
 CELL = Cell("maml/omniglot_5way_1shot", "omniglot", Path("experiments/maml/omniglot_5way_1shot.yaml"), DOCUMENT)

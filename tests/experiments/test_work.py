@@ -22,7 +22,7 @@ def cell(tmp_path: Path) -> Cell:
     path = tmp_path / "toy_3way_1shot.yaml"
     path.write_text("a: 1\n")
     trainer = {"max_steps": 600, "val_check_interval": 100, "default_root_dir": str(tmp_path / "runs/maml/toy")}
-    return Cell("maml/toy", "toy", path, {"trainer": trainer, "model": {"report_step": 1}})
+    return Cell("maml/toy", "toy", path, {"trainer": trainer, "model": {"init_args": {"report_step": 1}}})
 
 
 @pytest.fixture

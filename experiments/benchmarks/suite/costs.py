@@ -45,7 +45,7 @@ def cells(row: str, patterns: Sequence[str] = ()) -> list[Path]:
     fitting = []
     for path in sorted(EXPERIMENTS.glob(f"*/{FILES[row]}")):
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
-        method = (document.get("model") or {}).get("method")
+        method = (document.get("model") or {}).get("init_args", {}).get("method")
         if method is None or document["trainer"]["max_steps"] == 0:  # a sweep; a pre-training; a method that is only tested
             continue
         arguments = method["init_args"]
@@ -96,7 +96,7 @@ def measure(
                     if own is not base:
                         time_rounds([own], own_team, 1, budget)
                 peak = base_bytes if own is base else _memory(own, own_team)
-                steps = yaml.safe_load(path.read_text())["model"]["method"]["init_args"]["inner_steps"]
+                steps = yaml.safe_load(path.read_text())["model"]["init_args"]["method"]["init_args"]["inner_steps"]
                 costs.append(Cost(name_of(path), row, steps, tuple(own.rounds), ratios(own, base), peak, own.compile_seconds))
                 say(f"  {name_of(path)}: {duration(own.median)}")
             except RuntimeError as error:  # one method that fails costs its own row

@@ -91,10 +91,10 @@ def configuration(run: WholeRun, iterations: int, device: str) -> dict[str, Any]
             "accelerator": "gpu" if device == "cuda" else device, "devices": 1, "max_steps": iterations,
             "val_check_interval": 1000, "logger": LOGGERS,
         },
-        "model": {
+        "model": {"class_path": "mamllit.systems.MetaLearner", "init_args": {
             "method": {"class_path": "mamllit.methods.MAML", "init_args": method},
             "optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.001, "fused": True}},
-        },
+        }},
         "data": {"class_path": "suite.random_images.RandomImages", "init_args": data},
         "checkpoint_best": {"monitor": "val/accuracy", "mode": "max"},
     }  # fmt: skip

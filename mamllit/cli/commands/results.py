@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser
 
 from mamllit.cli.commands.experiments import names
 from mamllit.runs import durable
-from mamllit.runs.tracking import flat
+from mamllit.runs.tracking import flat, of_system
 
 FOLDER = Path("experiments/results")
 KEPT = ("protocol", "batch_norm", "shots", "queries", "episodes", "mean", "ci95", "median", "diverged")
@@ -23,8 +23,7 @@ FREE = (  # what says nothing about the training: where it runs, how it is watch
     "trainer.val_check_interval", "trainer.enable_progress_bar", "seed_everything", "threads", "wandb", "run_name",
     "test_after_fit", "ckpt_path", "checkpoint_last", "checkpoint_best", "results", "figures", "progress", "dashboard",
     "config", "init_from", "model.eval_steps", "model.report_step", "model.log_every", "model.batch_norm", "model.execution",
-    "model.compile", "model.memory", "model.init_args.eval_steps", "model.init_args.report_step", "model.init_args.log_every",
-    "model.init_args.batch_norm", "model.init_args.execution", "model.init_args.compile", "model.init_args.memory",
+    "model.compile", "model.memory",
     "data.init_args.root", "data.init_args.download", "data.init_args.cache_dir", "data.init_args.num_workers",
     "data.init_args.test_episodes", "data.init_args.test_streams", "data.init_args.val_episodes",
     "data.init_args.eval_batch_size",
@@ -92,7 +91,7 @@ def _experiment(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 def changes(experiment: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Every setting that both know and the run had otherwise; what says nothing about the training is left out."""
-    asked, had = flat(experiment), flat(config)
+    asked, had = (flat({**settings, "model": of_system(settings)}) for settings in (experiment, config))
     free = re.compile("|".join(rf"{re.escape(name)}(\..*)?" for name in FREE))
     names = [name for name in asked if name in had and had[name] != asked[name] and not free.fullmatch(name)]
     return {name: {"experiment": asked[name], "run": had[name]} for name in names}

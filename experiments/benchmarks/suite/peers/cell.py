@@ -19,7 +19,7 @@ from suite.problems import Problem
 
 def method_of(document: Mapping[str, Any]) -> Method:
     """The method of a YAML, with seeded weights. (There an objective is a bare class path; `make` wants it as a mapping.)"""
-    settings = document["model"]["method"]
+    settings = document["model"]["init_args"]["method"]
     arguments = settings["init_args"] | {"objective": {"class_path": settings["init_args"]["objective"]}}
     torch.manual_seed(0)
     method: Method = make({"class_path": settings["class_path"], "init_args": arguments})
@@ -35,7 +35,7 @@ class Cell:
         compiled = method.vectorised and should_compile("auto", document["trainer"]["max_steps"], torch.device(device))
         self.meta_gradient = MetaGradient(method, compiled=compiled)
         self.trained = [value for value in method.parameters() if value.requires_grad]
-        optimizer = document["model"]["optimizer"]
+        optimizer = document["model"]["init_args"]["optimizer"]
         self.optimizer = pkgutil.resolve_name(optimizer["class_path"])(self.trained, **optimizer["init_args"])
 
     def prepare(self, episodes: Episode) -> Episode:
