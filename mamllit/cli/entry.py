@@ -26,7 +26,7 @@ def overview() -> str:
             "",
             "  mamllit fit -c demo                             MAML on sine waves, about a minute",
             "  mamllit fit --help                              every setting of a run",
-            "  mamllit fit --model.help                        those of the model; with a class, of that one",
+            "  mamllit fit --model.help MetaLearner            those of a system, and with --data.help of a DataModule",
         ]
     )
 
