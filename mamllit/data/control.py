@@ -6,8 +6,9 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from mamllit.core.philox import SPLITS
 from mamllit.data.episodic import EpisodicDataModule, Evaluation, EvaluationSet, Protocol
-from mamllit.data.sampler import SPLITS, uniform
+from mamllit.data.sampler import uniform
 from mamllit.rl.noise import Noise
 from mamllit.rl.worlds import World
 

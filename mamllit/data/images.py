@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mamllit.core.episode import Episode, EpisodeBatch, Examples
+from mamllit.core.philox import SPLITS
 from mamllit.data.episodic import EpisodicDataModule, Evaluation, Protocol, TestEpisodes
 from mamllit.data.plain import PlainBatch, PlainBatches, PlainDraw, augment, classes_of, draw_plain
 from mamllit.data.pool import ClassPool
 from mamllit.data.preparation import Preparation, border, preparation_of
-from mamllit.data.sampler import SPLITS, draw_image_episodes
+from mamllit.data.sampler import draw_image_episodes
 from mamllit.data.sources.prepare import say_once
 
 

@@ -1,7 +1,6 @@
 """Random episodes as pure functions of (seed, split, number), drawn a whole meta-batch at a time.
 
-A counter-based generator (numpy's Philox, Salmon et al. 2011) gives episode i its own block of random numbers. So the same
-episode comes out on any rank, with any number of workers, and after a resume, and a contiguous run of episodes is one call.
+Episode i has its own block of the random numbers of `mamllit.core.philox`, and a contiguous run of episodes is one call.
 """
 
 from collections.abc import Callable
@@ -10,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-SPLITS = ("train", "val", "test")
+from mamllit.core.philox import check, random_words
+
 SORTED = 2048  # classes of a split, and images of a class, up to which a choice sorts a number for each of them
 CLASSES, TURNS, IMAGES = 1, 2, 3  # streams of random numbers of larger pools; the image at place p takes IMAGES + p
 Array = np.ndarray
@@ -34,14 +34,11 @@ def uniform(seed: int, split: str, first: int, count: int, width: int, stream: i
     Raises:
         ValueError: for an unknown split or a negative seed or episode number.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split is {split!r}; it must be one of {SPLITS}")
-    if seed < 0 or first < 0:
-        raise ValueError(f"seed is {seed} and the first episode {first}; both must be >= 0")
-    blocks = -(-width // 4)  # Philox makes four 64-bit numbers per count of its counter
-    key = np.array([seed, SPLITS.index(split) + len(SPLITS) * stream], dtype=np.uint64)
-    counter = np.array([first * blocks, 0, 0, 0], dtype=np.uint64)
-    raw = np.random.Philox(key=key, counter=counter).random_raw(count * blocks * 4)
+    check(seed, split)
+    if first < 0:
+        raise ValueError(f"the first episode is {first}; it must be >= 0")
+    blocks = -(-width // 4)  # four words per step of the counter
+    raw = random_words(seed, split, (first * blocks,), count * blocks * 4, stream)
     return (raw >> np.uint64(11)).reshape(count, blocks * 4)[:, :width] * 2.0**-53
 
 

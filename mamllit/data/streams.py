@@ -16,12 +16,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mamllit.core.episode import Episode, EpisodeBatch, Examples
+from mamllit.core.philox import SPLITS
 from mamllit.core.stream import Stream
 from mamllit.data.episodic import EvaluationSet, Protocol, TestEpisodes
 from mamllit.data.images import ImageDataModule, ImageDraw, rotate
 from mamllit.data.pool import ClassPool
 from mamllit.data.preparation import LARGE, Preparation, omniglot_streams
-from mamllit.data.sampler import SPLITS, Array, uniform
+from mamllit.data.sampler import Array, uniform
 from mamllit.data.sources.omniglot import SIDE, load_omniglot
 
 Order = Literal["free", "shuffled", "rounds"]
@@ -42,14 +43,9 @@ class StreamDraw(NamedTuple):
 
 
 class PresentationDraw(NamedTuple):
-    """The images at one `place` (scalar) of T streams, [T, 1]; otherwise as `StreamDraw`."""
+    """The images at one `place` (scalar) of T streams: what is drawn of them, with one image each, L = 1."""
 
-    number: Tensor
-    image: Tensor
-    label: Tensor
-    turns: Tensor
-    jitter: Tensor
-    split: Tensor
+    streams: StreamDraw
     place: Tensor
 
 
@@ -235,16 +231,17 @@ class OmniglotStreamDataModule(ImageDataModule):
                 known[streams] = self.draw(self.seed, "train", 0, self.queries, first, share)  # type: ignore[assignment]
             number, *columns, split = known[streams]
             image, label, turns, jitter = (column[:, place : place + 1] for column in columns)
-            return PresentationDraw(number, image, label, turns, jitter, split, torch.tensor(place))
+            return PresentationDraw(StreamDraw(number, image, label, turns, jitter, split), torch.tensor(place))
 
         return self._training_loader(draw)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> EpisodeBatch | Presentation:  # type: ignore[override]
         if not isinstance(batch, PresentationDraw):
             return self.build(batch)
-        pool = self._images(SPLITS[int(batch.split)], batch.image.device)
-        x = self._seen(pool[batch.image], batch.turns, batch.jitter)
-        return Presentation(batch.number, int(batch.place), x[:, 0], batch.label[:, 0])
+        drawn = batch.streams
+        pool = self._images(SPLITS[int(drawn.split)], drawn.image.device)
+        x = self._seen(pool[drawn.image], drawn.turns, drawn.jitter)
+        return Presentation(drawn.number, int(batch.place), x[:, 0], drawn.label[:, 0])
 
     def build(self, drawn: StreamDraw | ImageDraw) -> EpisodeBatch:  # type: ignore[override]
         pool = self._images(SPLITS[int(drawn.split)], drawn.image.device)

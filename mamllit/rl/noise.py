@@ -1,8 +1,4 @@
-"""The noise of starts and actions: a pure function of (seed, split, task, stream), the same on any number of processes.
-
-NumPy's Philox (Salmon et al. 2011) is a counter-based generator: its key and counter say which numbers come, there is no state
-to save. `mamllit.data.sampler` draws the tasks themselves in the same manner.
-"""
+"""The noise of starts and actions: a pure function of (seed, split, task, stream), the same on any number of processes."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SPLITS = ("train", "val", "test")
+from mamllit.core.philox import check, random_words
 
 
 @dataclass(frozen=True)
@@ -32,21 +28,16 @@ class Noise:
     numbers: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise ValueError(f"split is {self.split!r}; it must be one of {SPLITS}")
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; it must be >= 0")
+        check(self.seed, self.split)
 
     def normal(self, stream: int, shape: Sequence[int]) -> Tensor:
         """Standard normal numbers [T, *shape], float32; different streams are independent."""
         count = math.prod(shape)
         if not count:
             return torch.zeros(len(self.numbers), *shape)
-        key = np.array([self.seed, SPLITS.index(self.split)], dtype=np.uint64)
         words = np.empty((len(self.numbers), -(-count // 2)), dtype=np.uint64)
         for row, number in zip(words, self.numbers, strict=True):
-            counter = np.array([0, stream, number, 0], dtype=np.uint64)
-            row[:] = np.random.Philox(key=key, counter=counter).random_raw(len(row))
+            row[:] = random_words(self.seed, self.split, (0, stream, number), len(row))
         return standard_normal(words.view(np.uint32)[:, :count]).reshape(-1, *shape)
 
 

@@ -11,8 +11,8 @@ import pytest
 from jsonargparse import ArgumentParser
 from PIL import Image
 
+from mamllit.core.philox import SPLITS
 from mamllit.data import ImageFolderDataModule
-from mamllit.data.sampler import SPLITS
 from mamllit.data.sources import prepare
 from mamllit.data.sources.image_folder import split_by_ratio
 

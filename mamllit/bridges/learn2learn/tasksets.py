@@ -19,8 +19,8 @@ from torch import Tensor
 
 from mamllit.bridges.learn2learn.partition import episode_of, partition, shared_images
 from mamllit.core.episode import EpisodeBatch
+from mamllit.core.philox import SPLITS
 from mamllit.data import EpisodicDataModule, Evaluation, EvaluationSet
-from mamllit.data.sampler import SPLITS
 
 log = logging.getLogger(__name__)
 EPISODES = 600  # of a test, unless said otherwise

@@ -13,8 +13,8 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
+from mamllit.core.philox import SPLITS
 from mamllit.data.pool import ClassPool
-from mamllit.data.sampler import SPLITS
 from mamllit.data.sources.bounded import read_text
 from mamllit.data.sources.pixels import FORMATS, decode_file
 from mamllit.data.sources.prepare import load_pools, say_once

@@ -15,8 +15,8 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
+from mamllit.core.philox import SPLITS
 from mamllit.data.pool import ClassPool
-from mamllit.data.sampler import SPLITS
 from mamllit.data.sources.bounded import read_text
 from mamllit.data.sources.cache import load_cache
 from mamllit.data.sources.mini_imagenet_pickles import BASE_URL, CLASSES, IMAGES, SIDE, download_pickles, pickle_at, pickle_form

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mamllit.data.sampler import SPLITS
+from mamllit.core.philox import SPLITS
 from mamllit.data.sources.download import check_recorded, fetch
 from mamllit.data.sources.pixels import to_pixels
 from mamllit.data.sources.source import Classes, Item, Source, fingerprint, some, stamped

@@ -16,9 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
+from mamllit.core.philox import SPLITS
 from mamllit.data import MiniImagenetDataModule
 from mamllit.data.pool import ClassPool
-from mamllit.data.sampler import SPLITS
 from mamllit.data.sources import mini_imagenet as mini_imagenet_source
 from mamllit.data.sources import mini_imagenet_pickles, prepare
 from mamllit.data.sources.mini_imagenet import load_mini_imagenet
