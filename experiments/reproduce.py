@@ -27,6 +27,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         words, more = words[: words.index("--")], words[words.index("--") + 1 :]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", help="omniglot, mini_imagenet, sine, or all")
+    parser.add_argument("--recipe", action="store_true", help="the recipes, which depart from the papers on purpose")
     parser.add_argument("--cells", nargs="+", default=[], metavar="PATTERN", help="only these, e.g. '*_20way_1shot'")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="seeds to train with (0)")
     parser.add_argument("--steps", type=int, help="iterations to train for (the cell's own: the paper's number)")
@@ -47,14 +48,14 @@ def main(arguments: Sequence[str], experiments: Path = EXPERIMENTS) -> int:
     """Do what is missing and write the table after every step; the exit code is 1 where a cell is missing or failed."""
     asked = parse(arguments)
     try:
-        cells = find_cells(experiments, asked.table, asked.cells)
+        cells = find_cells(experiments, asked.table, asked.cells, asked.recipe)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
     options = Options(asked.out, asked.steps, asked.data, asked.runs, asked.more)
     problems: list[str] = []
     ready: dict[tuple[str, str | None], str | None] = {}
-    report = Report(asked.table, cells, options, problems)
+    report = Report(asked.table + "_recipe" * asked.recipe, cells, options, problems)
     for cell in cells:
         source = (str(cell.document["data"]), options.roots.get(cell.table))
         if source not in ready:
@@ -114,7 +115,8 @@ def to_finish(row: Row, roots: Mapping[str, str]) -> str:
     if row.steps_done >= row.steps_asked or row.checkpoint == "best":
         return ""
     data = "".join(f" {shlex.quote(f'{table}={root}')}" for table, root in roots.items())
-    command = f"python experiments/reproduce.py all --cells {row.cell} --seeds {row.seed} --train"
+    recipe = " --recipe" if row.cell.startswith("recipes/") else ""
+    command = f"python experiments/reproduce.py all{recipe} --cells {row.cell} --seeds {row.seed} --train"
     return command + (f" --data{data}" if data else "")
 
 

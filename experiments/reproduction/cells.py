@@ -23,6 +23,7 @@ class Cell:
     table: str
     path: Path
     document: Mapping[str, Any] = field(repr=False)
+    start: "Cell | None" = None  # with whose weights its training begins
 
     @property
     def key(self) -> str:
@@ -77,21 +78,25 @@ class Cell:
         return None
 
 
-def find_cells(experiments: Path, table: str, patterns: Sequence[str] = ()) -> list[Cell]:
+def find_cells(experiments: Path, table: str, patterns: Sequence[str] = (), recipe: bool = False) -> list[Cell]:
     """The cells below `experiments` of a table (or "all"), those that one of the shell `patterns` matches where there are any.
+
+    With `recipe`, those of `experiments/recipes/`, which depart from the papers on purpose; else the papers' own.
 
     A pattern may leave out the folder: "omniglot_20way*" or "maml/omniglot_20way*".
 
     Raises:
         ValueError: for a table that has no cell, or a pattern that matches none; the near names are given.
     """
+    documents = {path: yaml.safe_load(path.read_text()) for path in sorted(experiments.rglob("*.yaml"))}
     every = []
-    for path in sorted(experiments.rglob("*.yaml")):
-        match, document = re.match(r"(.+?)_\d", path.stem), yaml.safe_load(path.read_text())
+    for path, document in documents.items():
+        match = re.match(r"(.+?)_\d", path.stem)
         system = (document.get("model") or {}).get("class_path")  # a sweep has no model; streams and policies no cells here
-        if match and system == "mamllit.systems.MetaLearner":
-            name = str(path.relative_to(experiments).with_suffix(""))
-            every.append(Cell(name, match[1], _relative(path), document))
+        name = str(path.relative_to(experiments).with_suffix(""))
+        if match and system == "mamllit.systems.MetaLearner" and name.startswith("recipes/") == recipe:
+            start = _start(document, documents, match[1], experiments)
+            every.append(Cell(name, match[1], _relative(path), document, start))
     cells = [cell for cell in every if table in (cell.table, "all")]
     if not cells:
         raise ValueError(f"no table is named {table!r}; there are: {', '.join(sorted({c.table for c in every}))}, all")
@@ -105,6 +110,17 @@ def find_cells(experiments: Path, table: str, patterns: Sequence[str] = ()) -> l
             near = difflib.get_close_matches(pattern.rsplit("/", 1)[-1], names, n=3) or names
             raise ValueError(f"no cell of the table {table!r} matches {pattern!r}; near or all: {', '.join(near)}")
     return [cell for cell in cells if not patterns or any(matches(cell, pattern) for pattern in patterns)]
+
+
+def _start(document: Mapping[str, Any], documents: Mapping[Path, Any], table: str, experiments: Path) -> Cell | None:
+    """The experiment whose run stands in `init_from`: RUNS/seed_0, where RUNS is that experiment's folder of runs."""
+    if (begun := document.get("init_from")) is None:
+        return None
+    root = str(Path(begun).parent)
+    for path, other in documents.items():
+        if (other.get("trainer") or {}).get("default_root_dir") == root:
+            return Cell(str(path.relative_to(experiments).with_suffix("")), table, _relative(path), other)
+    raise ValueError(f"init_from is {begun!r}, and no experiment has its runs in {root}")
 
 
 def _relative(path: Path) -> Path:

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,8 @@ def train(cell: Cell, seed: int, options: Options, test: bool = False) -> Path:
 
     Raises:
         Failed: when mamllit fails, or stops before the last step; for a cell that trains nothing.
+
+    What it begins with is trained first, with seed 0.
     """
     if cell.max_steps == 0:
         raise Failed(
@@ -95,11 +97,18 @@ def train(cell: Cell, seed: int, options: Options, test: bool = False) -> Path:
         words += ["--trainer.val_check_interval", steps] if steps < cell.val_check_interval else []
         words += ["--trainer.default_root_dir", root] if options.runs is not None else []
         words += ["--ckpt_path", "last"] if done else []
+        if cell.start is not None:
+            words += ["--init_from", train(cell.start, 0, shortened(options, cell.start))]
         mamllit(*words, *options.arguments(cell))
     run = newest_run(root, seed)
     if (done := steps_of(run / "checkpoints" / "last.ckpt")) < steps:
         raise Failed(f"the training in {run} stopped after {done} of {steps} steps; run the same command again to go on")
     return run
+
+
+def shortened(options: Options, cell: Cell) -> Options:
+    """The options of another training, which is no longer than `cell`'s own."""
+    return options if options.steps is None else replace(options, steps=min(options.steps, cell.max_steps))
 
 
 def checkpoints(run: Path) -> dict[str, Path]:

@@ -90,6 +90,23 @@ def test_what_has_no_method_is_no_cell(file: str) -> None:
     assert all(cell.report_step >= 0 for cell in find_cells(EXPERIMENTS, "all"))
 
 
+def test_recipes_are_cells_of_their_own_and_know_what_they_begin_with() -> None:
+    recipes = {cell.name: cell for cell in find_cells(EXPERIMENTS, "all", recipe=True)}
+    assert set(recipes) == {f"recipes/{path.stem}" for path in EXPERIMENTS.glob("recipes/*.yaml")}
+    start = recipes["recipes/mini_imagenet_5way_1shot"].start
+    assert start is not None
+    assert (start.name, start.max_steps) == ("pretrain/mini_imagenet_conv4_32", 6000)
+    assert recipes["recipes/omniglot_20way_1shot"].start is None
+
+
+def test_a_recipe_that_begins_with_no_experiment_is_refused(tmp_path: Path) -> None:
+    document = {"init_from": "runs/nothing/seed_0", "model": {"class_path": "mamllit.systems.MetaLearner"}}
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "toy_3way.yaml").write_text(yaml.safe_dump(document))
+    with pytest.raises(ValueError, match=r"init_from is 'runs/nothing/seed_0', and no experiment has its runs in runs/nothing"):
+        find_cells(tmp_path, "toy", recipe=True)
+
+
 def test_the_name_is_that_of_the_checkpoint_that_comes_with_mamllit() -> None:
     assert maml("omniglot")["omniglot_5way_1shot"].key == "maml_omniglot_5way_1shot"
 

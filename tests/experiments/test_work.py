@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,27 @@ def test_a_half_done_training_goes_on(cell: Cell, options: Options, monkeypatch:
     commands = fit_reaches(monkeypatch, half, 600)
     assert train(cell, 0, options) == half
     assert commands[0][-2:] == ["--ckpt_path", "last"]
+
+
+def test_what_a_recipe_begins_with_is_trained_first(cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once; a stopped recipe goes on without it."""
+    trainer = {"max_steps": 40, "val_check_interval": 10, "default_root_dir": str(tmp_path / "runs/pretrain/toy")}
+    start = Cell("pretrain/toy", "toy", tmp_path / "pretrain.yaml", {"trainer": trainer})
+    recipe, commands = replace(cell, name="recipes/toy", start=start), []
+
+    def fake(*words: object) -> None:
+        commands.append([str(word) for word in words])
+        begins = "--init_from" not in words
+        save((start if begins else cell).run_root / "seed_0", 40 if begins else 240 if "--ckpt_path" not in words else 600)
+
+    monkeypatch.setattr(work, "mamllit", fake)
+    with pytest.raises(Failed, match="stopped after 240 of 600 steps"):
+        train(recipe, 0, Options(tmp_path / "out"))
+    train(recipe, 0, Options(tmp_path / "out"))
+    begun = ["--init_from", str(start.run_root / "seed_0")]
+    assert [command[2] for command in commands] == [str(start.path), str(cell.path), str(cell.path)]
+    assert [command[-2:] for command in commands[1:]] == [begun, begun]
+    assert "--ckpt_path" in commands[2]
 
 
 @pytest.mark.parametrize("steps", [600, 900])
