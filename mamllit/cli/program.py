@@ -75,7 +75,7 @@ class MamllitCLI(LightningCLI):
         self.asked, config.ckpt_path = config.ckpt_path, None
         if self.config.subcommand != "fit":
             words = sys.argv[1:] if args is None else args
-            if any(str(word).partition("=")[0] == "--init_from" for word in words):
+            if isinstance(words, list) and any(str(word).partition("=")[0] == "--init_from" for word in words):
                 named = f"init_from is {config.init_from!r}"
                 raise ValueError(f"{named}; it is for `fit`. To evaluate a checkpoint, use --ckpt_path")
             config.init_from = None  # where a YAML says with what its training begins

@@ -1,6 +1,6 @@
 """How well a method does on the query sets of a batch of episodes, after each number of inner steps.
 
-Batch norm on batch statistics (anybody's: what a prediction depends on is found by trying, `mamllit.engine.trial.company`)
+Batch norm on batch statistics (anybody's: what a prediction depends on is found by trying, `mamllit.engine.company`)
 makes two honest readings of one adapted model. "transductive" (the MAML paper's): the query
 batch is normalised by itself, so a prediction depends on the other query images. "inductive": by the statistics of the
 support under the adapted weights, so each query image is predicted by itself.
@@ -15,10 +15,12 @@ from torch import Tensor
 from mamllit.backbones.first_rows import normalised_by_first
 from mamllit.core.episode import Episode
 from mamllit.core.tree import count, item, take, tree_map, vmap
+from mamllit.engine.company import Company, company
 from mamllit.engine.cpu import fast_on_cpu
+from mamllit.engine.known import running
 from mamllit.engine.looped import each
 from mamllit.engine.meta_gradient import Execution, chunk_size, in_precision_of
-from mamllit.engine.trial import Company, Finding, company, remembered, running, try_out
+from mamllit.engine.trial import Finding, remembered, try_out
 from mamllit.methods.base import Method, Predictor, State
 
 BatchNorm = Literal["transductive", "inductive"]

@@ -15,9 +15,10 @@ from mamllit.core.episode import Episode
 from mamllit.core.tree import Structure, count, flatten, take, tree_map
 from mamllit.engine.compiling import Backend
 from mamllit.engine.cpu import fast_on_cpu
+from mamllit.engine.known import relative
 from mamllit.engine.looped import Looped
 from mamllit.engine.stages import Memory, MetaStep, Staged, Whole
-from mamllit.engine.trial import Finding, relative, remembered, try_out
+from mamllit.engine.trial import Finding, remembered, try_out
 from mamllit.methods.base import Method
 from mamllit.methods.inner_loop_method import InnerLoopMethod
 

@@ -18,8 +18,8 @@ from mamllit.core.episode import Episode, Examples
 from mamllit.core.inner_loop import Params
 from mamllit.core.tree import Structure, count, flatten, item, tree_map, unflatten, vmap
 from mamllit.engine.compiling import Backend, Compiler, Function
+from mamllit.engine.known import Operators, running
 from mamllit.engine.recompute import Recomputed
-from mamllit.engine.trial import Operators, running
 from mamllit.methods.base import Method
 from mamllit.methods.inner_loop_method import InnerLoopMethod
 
@@ -37,7 +37,7 @@ class MetaStep(NamedTuple):
 class Verbs(nn.Module):
     """Gives `functional_call` a forward, so that a method's verbs run on parameters handed in from outside.
 
-    `operators`: with which operators of PyTorch, see `mamllit.engine.trial.running`.
+    `operators`: with which operators of PyTorch, see `mamllit.engine.known.running`.
     """
 
     def __init__(self, method: Method, operators: Operators) -> None:

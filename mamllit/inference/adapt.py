@@ -22,9 +22,9 @@ from torch import Tensor
 
 from mamllit.core.episode import Episode, Examples
 from mamllit.data.preparation import Preparation
+from mamllit.engine.company import company
 from mamllit.engine.cpu import fast_on_cpu
 from mamllit.engine.evaluation import BATCH_NORMS, BatchNorm, predict
-from mamllit.engine.trial import company
 from mamllit.inference.contact_sheet import contact_sheet
 from mamllit.inference.images import as_ink, known_preparation, left_out, query_files, read_images, support_files, warnings_of
 from mamllit.methods import Method

@@ -98,9 +98,9 @@ def header(file: Path) -> dict[str, str]:
     return {name: found[name] for name in ("title", "paper", "departures") if name in found}
 
 
-def of_system(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def of_system(config: Mapping[str, Any]) -> dict[str, Any]:
     """The system's settings in a configuration. One of an older version may name no system: they are what `model` holds."""
-    model: Mapping[str, Any] = config["model"]
+    model: dict[str, Any] = config["model"]
     return model.get("init_args") or model
 
 

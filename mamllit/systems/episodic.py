@@ -19,10 +19,10 @@ from mamllit.core.metrics import EpisodeMetric, Summary
 from mamllit.core.tree import item, tree_map
 from mamllit.data import EpisodicDataModule, EvaluationSet, ImageDataModule
 from mamllit.data.images import weights_meet
+from mamllit.engine.company import company
 from mamllit.engine.cpu import prepare
 from mamllit.engine.evaluation import BATCH_NORMS, BatchNorm, readings
 from mamllit.engine.meta_gradient import Execution
-from mamllit.engine.trial import company
 from mamllit.methods import Method
 from mamllit.systems.reading import Reading, readings_of
 from mamllit.systems.resuming import check_resumable, obey, optimizer_settings, resumed_settings, schedule_settings

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from mamllit.backbones import MLP, Conv4
 from mamllit.core.episode import Episode, Examples
 from mamllit.core.tree import item
+from mamllit.engine.company import company
 from mamllit.engine.evaluation import BATCH_NORMS, BatchNorm, evaluate, predict, readings
-from mamllit.engine.trial import company
 from mamllit.methods import MAML
 from mamllit.methods.base import Predictor
 from mamllit.objectives import Classification, Regression

@@ -11,6 +11,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 sys.path.insert(0, str(REPOSITORY / "experiments"))
 import tables  # noqa: E402
+from tabled import data, results  # noqa: E402
 
 
 def test_every_table_is_what_the_data_say() -> None:
@@ -23,9 +24,9 @@ def test_every_table_is_what_the_data_say() -> None:
 
 
 def test_every_result_belongs_to_an_experiment_and_a_seed() -> None:
-    for path in tables.RESULTS.rglob("seed_*.json"):
+    for path in data.RESULTS.rglob("seed_*.json"):
         record = json.loads(path.read_text(encoding="utf-8"))
-        name = path.parent.relative_to(tables.RESULTS).as_posix()
+        name = path.parent.relative_to(data.RESULTS).as_posix()
         assert (record["cell"], f"seed_{record['seed']}") == (name, path.stem)
         assert (REPOSITORY / "experiments" / f"{name}.yaml").is_file()
         assert record["results"]
@@ -37,15 +38,15 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository with one experiment of 100 iterations and a README with its table."""
     (tmp_path / "experiments/maml").mkdir(parents=True)
     (tmp_path / "experiments/maml/toy.yaml").write_text(
-        "# MAML, toys.\ntrainer: {max_steps: 100}\nmodel: {report_step: 1}\n"
+        "# MAML, toys.\ntrainer: {max_steps: 100}\nmodel: {init_args: {report_step: 1}}\n"
         "results: {published: {paper: {1: 0.5}}, published_ci95: {paper: {1: 0.0004}}}\n"
     )
     (tmp_path / "README.md").write_text("a\n<!-- table: finished -->\nold\n<!-- end of table -->\nb\n")
-    monkeypatch.setattr(tables, "ROOT", tmp_path)
-    monkeypatch.setattr(tables, "RESULTS", tmp_path / "experiments/results")
-    tables.cells.cache_clear()
+    monkeypatch.setattr(data, "ROOT", tmp_path)
+    monkeypatch.setattr(data, "RESULTS", tmp_path / "experiments/results")
+    data.cells.cache_clear()
     yield tmp_path
-    tables.cells.cache_clear()
+    data.cells.cache_clear()
 
 
 def put(place: Path, seed: int, mean: Any, **changes: Any) -> None:
@@ -57,7 +58,7 @@ def put(place: Path, seed: int, mean: Any, **changes: Any) -> None:
     path = place / f"experiments/results/maml/toy/seed_{seed}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record))
-    tables.cells.cache_clear()
+    data.cells.cache_clear()
 
 
 def test_a_finished_run_has_its_row(place: Path) -> None:
@@ -75,15 +76,15 @@ def test_a_finished_run_has_its_row(place: Path) -> None:
 def test_several_seeds_have_a_mean_with_the_least_and_the_largest(place: Path) -> None:
     for seed, mean in enumerate((0.6, 0.7, 0.8)):
         put(place, seed, mean)
-    assert "| 70.0% (60.0 to 80.0) | 50.00 ± 0.04% | 3 |" in tables.finished()
+    assert "| 70.0% (60.0 to 80.0) | 50.00 ± 0.04% | 3 |" in results.finished()
 
 
 @pytest.mark.parametrize("change", [{"steps_done": 99}, {"changed": {"model.lr": {"experiment": 1, "run": 2}}}])
 def test_a_shorter_run_or_another_setting_is_never_among_the_finished(place: Path, change: dict) -> None:
     put(place, 0, 0.6, **change)
-    assert "toy" not in tables.finished()
-    assert "toy" not in tables.images()
-    row = tables.begun().splitlines()[-1]
+    assert "toy" not in results.finished()
+    assert "toy" not in results.images()
+    row = results.begun().splitlines()[-1]
     assert row.startswith(f"| `maml/toy` | **{change.get('steps_done', 100)} / 100** | 1 | 60.0 ± 2.0% |")
     assert row.endswith("| `model.lr` |" if "changed" in change else "|  |")
 
@@ -91,13 +92,13 @@ def test_a_shorter_run_or_another_setting_is_never_among_the_finished(place: Pat
 def test_only_the_seeds_that_are_finished_count(place: Path) -> None:
     put(place, 0, 0.6)
     put(place, 1, 0.9, steps_done=50)
-    assert "| 60.0 ± 2.0% | 50.00 ± 0.04% | 1 |" in tables.finished()
+    assert "| 60.0 ± 2.0% | 50.00 ± 0.04% | 1 |" in results.finished()
 
 
 def test_errors_that_are_no_number_are_printed_as_such(place: Path) -> None:
-    assert tables.number("mse", "inf") == "inf"
-    assert tables.number("mse", 0.3433) == "0.343"
-    assert tables.number("mse", None) == ""
+    assert data.number("mse", "inf") == "inf"
+    assert data.number("mse", 0.3433) == "0.343"
+    assert data.number("mse", None) == ""
 
 
 def test_an_unknown_table_is_refused(place: Path) -> None:

@@ -1,0 +1,72 @@
+"""The tables of something else than an experiment's results: the speed of a step, the methods there are."""
+
+import ast
+import csv
+import json
+import re
+from collections.abc import Iterator
+
+from tabled import data
+
+COMPETITORS = {"learn2learn": "learn2learn", "autograd": "plain autograd", "torchopt": "TorchOpt", "higher": "higher"}
+
+
+def speed() -> str:
+    """One meta-training step: mamllit's time, and the time of the others over mamllit's, on each machine."""
+
+    def rows() -> Iterator[list[str]]:
+        for folder in sorted(path for path in (data.RESULTS / "speed").iterdir() if path.is_dir()):
+            facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+            with (folder / "steps.csv").open(encoding="utf-8", newline="") as file:
+                table = list(csv.DictReader(file))
+            for row in dict.fromkeys(entry["row"] for entry in table):
+                here = {e["competitor"]: e for e in table if e["row"] == row}
+                base = here["mamllit"]
+                yield [
+                    f"{facts['processor']}, `{facts['commit'][:7]}`",
+                    f"`{row}`",
+                    base["threads"],
+                    duration(float(base["seconds_median"])),
+                    *(_ratio(here.get(name)) for name in COMPETITORS),
+                ]
+
+    header = ["machine, commit", "row", "threads", "mamllit", *(f"{name} / mamllit" for name in COMPETITORS.values())]
+    return data.markdown(header, rows())
+
+
+def _ratio(entry: dict[str, str] | None) -> str:
+    if entry is None:
+        return ""
+    median, low, high = (float(entry[f"ratio_{key}"]) for key in ("median", "min", "max"))
+    digits = 1 if median >= 10 else 2
+    return f"{median:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
+
+
+def methods() -> str:
+    """Every method: what its file's docstring calls it, its experiments, its paper."""
+
+    def rows() -> Iterator[list[str]]:
+        folder = data.ROOT / "mamllit" / "methods"
+        imported = ast.parse((folder / "__init__.py").read_text(encoding="utf-8")).body
+        stems = [node.module.rsplit(".", 1)[-1] for node in imported if isinstance(node, ast.ImportFrom) and node.module]
+        for stem in (stem for stem in stems if stem not in ("base", "inner_loop_method")):
+            source = (folder / f"{stem}.py").read_text(encoding="utf-8")
+            docstring = ast.get_docstring(ast.parse(source)) or stem
+            paper = re.search(r"\d{4}\.\d{5}", docstring)
+            classes = re.findall(r"^class (\w+)", source, re.MULTILINE)
+            used = re.compile(rf"class_path: mamllit\.methods\.({'|'.join(classes)})\n")
+            files = [
+                f for f in sorted((data.ROOT / "experiments").rglob("*.yaml")) if used.search(f.read_text(encoding="utf-8"))
+            ]
+            yield [
+                docstring.split("\n", 1)[0].rstrip("."),
+                f"`mamllit/methods/{stem}.py`",
+                str(len(files)),
+                f"[{paper[0]}](https://arxiv.org/abs/{paper[0]})" if paper else "",
+            ]
+
+    return data.markdown(["method", "file", "experiments", "paper"], rows())
