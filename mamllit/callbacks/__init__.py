@@ -1,4 +1,4 @@
-"""Lightning callbacks: progress, figures, results, W&B's dashboard, starting weights, and what lets no run be lost."""
+"""Lightning callbacks: progress, figures, results, W&B's dashboard, starting weights, and the clean stop."""
 
 from mamllit.callbacks.collapse import CollapseAlarm
 from mamllit.callbacks.dashboard import WandbDashboard

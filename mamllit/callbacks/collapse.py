@@ -1,4 +1,4 @@
-"""An alarm for methods that learn variances: where these shrink to nothing, the method has become MAML, without a word."""
+"""An alarm for methods that learn variances: if these shrink to nothing, the method has silently become MAML."""
 
 import warnings
 from typing import Protocol, runtime_checkable

@@ -1,4 +1,4 @@
-"""A few test episodes as rows of a table: what was shown, and what the model said before and after adapting."""
+"""A few test episodes as rows of a table: the images, and the predictions before and after adapting."""
 
 from typing import Any
 

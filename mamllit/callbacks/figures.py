@@ -22,7 +22,7 @@ from mamllit.methods.parts.streams import StreamMethod
 from mamllit.runs.logs import unharmed
 from mamllit.systems.episodic import EpisodicSystem
 
-# What a method may tell of itself, layer by layer: the verb -> the figure's name and how it is drawn.
+# What a method may report of itself, layer by layer: the method's name -> the figure's name and how it is drawn.
 LEARNED = {"mask_probabilities": ("mask_probabilities", mask_probabilities), "learned_rates": ("step_sizes", step_sizes)}
 
 
@@ -88,7 +88,7 @@ class AdaptationFigures(L.Callback):
 
 def outputs_after(method: Method, episode: Episode, x: Tensor, steps: list[int]) -> dict[int, Tensor]:
     """What the method predicts for `x` after each number of inner steps, on the CPU."""
-    with torch.inference_mode(False), torch.no_grad():  # `torch.func.grad` differentiates inside all the same
+    with torch.inference_mode(False), torch.no_grad():  # `torch.func.grad` works under it
         support = in_precision_of(method, ordinary(episode)).support
         x = x.to(support.x.dtype) if x.is_floating_point() else x
         states = method.trajectory(support, max(steps))

@@ -34,7 +34,7 @@ Published = Mapping[str, Mapping[int, float]]
 
 
 class ResultWriter(L.Callback):
-    """Writes what was measured, with everything that is needed to read it rightly.
+    """Writes what was measured, with all that is needed to interpret it.
 
     Args:
         published: published means to print beside the measured ones: evaluation set name -> inner steps -> value. They are

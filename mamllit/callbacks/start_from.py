@@ -1,4 +1,4 @@
-"""Training that begins with weights that were trained before: a published checkpoint's, or those of another run that fit."""
+"""Begins a training with trained weights: those of a published checkpoint, or what fits of another run's."""
 
 from collections.abc import Mapping
 from pathlib import Path

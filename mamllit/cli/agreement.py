@@ -1,4 +1,4 @@
-"""What network and data must agree on: taken from the data where the configuration does not say it, else compared."""
+"""Sizes on which network and data must agree: taken from the data where the configuration leaves them out, else compared."""
 
 import importlib
 from collections.abc import Iterator, Mapping

@@ -29,7 +29,7 @@ def equip(trainer: L.Trainer, init_from: str | None = None, last: ModelCheckpoin
 
 
 def refuse_strategy(strategy: Any) -> None:
-    """Processes that Lightning forks or spawns keep what they train: the first would save and test an untrained module.
+    """Refuse forked and spawned processes, which keep what they train: the first would save and test an untrained module.
 
     Raises:
         ValueError: for a strategy of that kind.
@@ -43,7 +43,7 @@ def refuse_strategy(strategy: Any) -> None:
 
 
 def check_written(trainer: L.Trainer) -> None:
-    """To be called at the end of a run.
+    """Check that the weights were saved; to be called at the end of a run.
 
     Raises:
         OSError: where the last or the best checkpoint is missing because it could not be written.

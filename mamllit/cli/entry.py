@@ -1,4 +1,4 @@
-"""The `mamllit` command: which of its commands is meant, and what there is to choose from."""
+"""The `mamllit` command: runs the command that is asked for, or lists all of them."""
 
 import difflib
 import sys

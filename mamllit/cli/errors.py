@@ -1,4 +1,4 @@
-"""What a user gets wrong is said in one line; where it comes from is shown on request."""
+"""A user's mistakes are reported in one line; `--debug` shows where they come from."""
 
 import re
 from typing import Any, NoReturn
@@ -13,7 +13,7 @@ DEBUG = "--debug"
 # it is belongs to it.
 SAID = (ValueError, OSError, FloatingPointError, MisconfigurationException, wandb.Error, ArgumentError)
 
-# What jsonargparse says around the reasons: which types it has tried, the value as it holds it, and that "none" was not given.
+# What jsonargparse writes around the reasons: the types it has tried, its own form of the value, and that null was expected.
 ALTERNATIVES = r"^\s*(Does not validate against|Subtypes: |Errors:|- Expected a <class 'NoneType'>|Given value).*\n?"
 
 
@@ -24,12 +24,12 @@ class Parser(LightningArgumentParser):
         """Nothing; `--help` has it all."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Of a value that no alternative of a type accepts, only the reasons are said."""
+        """For a value that no alternative of a type accepts, print the reasons alone."""
         super().error(re.sub(ALTERNATIVES, "", message, flags=re.MULTILINE), ex)
 
 
 def one_line(error: Exception) -> str:
-    """What an error says: of jsonargparse's account of every type that it has tried, the reason that is ours."""
+    """An error's text in one line; of the reasons that jsonargparse gives for every type it has tried, only ours."""
     text = str(error).strip() or type(error).__name__
     if text.startswith("Does not validate against any of the Union subtypes"):
         reasons = re.findall(r"^\s*- (?!Expected an? |Does not validate)(.+)", text, flags=re.MULTILINE)

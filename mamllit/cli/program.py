@@ -65,7 +65,7 @@ class MamllitCLI(LightningCLI):
     pretrained: Path | None = None  # a safetensors file to evaluate; Lightning would take its own checkpoints only
 
     def __init__(self, *args: Any, until_the_end: ExitStack, **kwargs: Any) -> None:
-        self.until_the_end = until_the_end  # holds what is given back when the command ends, in any manner
+        self.until_the_end = until_the_end  # releases what is held, however the command ends
         super().__init__(*args, **kwargs)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -151,7 +151,7 @@ class MamllitCLI(LightningCLI):
             return start.of_fit(root, name, asked, config.trainer.max_steps, config.begin_if_none, first, config.trusted)
         if fitting:  # a try, of which nothing is kept
             found = Start(root, None if asked in (None, "last", "best") else str(start.local_file(asked)))
-        elif self.pretrained is not None:  # its result is none of this run's, so that it does not go where that lies
+        elif self.pretrained is not None:  # not the result of this run, so that it goes elsewhere
             name = config.run_name or f"pretrained_{self.pretrained.stem}"
             found = Start(start.apart(root, name, str(self.pretrained)), None)
         else:

@@ -1,4 +1,4 @@
-"""What others say in every run and no user can act on; a run's own warnings stay to be seen."""
+"""Hides warnings of other libraries that come in every run and that no user can act on; a run's own warnings stay."""
 
 import logging
 import os

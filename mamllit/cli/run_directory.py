@@ -1,4 +1,4 @@
-"""Where a run lives: `default_root_dir/run_name`, then `run_name_v2`, `run_name_v3` and so on for the same name again.
+"""The directory of a run: `default_root_dir/run_name`; for the same name again `run_name_v2`, `run_name_v3` and so on.
 
 A fit makes its directory anew, so that fits which begin at the same moment never share one, and holds it with a lock until it
 ends. Only the first process does so: the others of a run write nothing and learn the checkpoints' folder from it. What looks
@@ -50,7 +50,7 @@ def version_of(name: str) -> tuple[str, int | None]:
 
 
 def versions(root: Path, name: str) -> dict[int, Path]:
-    """What there is of a run's name, by version; a name that ends in `_v<number>` means that version alone."""
+    """The directories of a run's name, by version; a name that ends in `_v<number>` means that version alone."""
     folder, leaf = (root / name).parent, (root / name).name
     base, only = version_of(leaf)
     found: dict[int, Path] = {}
@@ -84,7 +84,7 @@ def run_of(checkpoint: Path, root: Path, name: str) -> Path | None:
 
 
 class RunDirectory:
-    """A run directory that a fit has for itself until the `with` block ends.
+    """A run directory that only this fit may write to until the `with` block ends.
 
     One that this process has made goes again if the block ends with an error and `begun` returns False; where it returns True,
     the error's traceback is kept.
@@ -207,7 +207,7 @@ def _unwritable(run: Path, problem: OSError | str) -> OSError:
 
 
 def _lock(path: Path) -> IO | None:
-    """The lock of a run directory, which a process that ends in any manner gives back; None on a disk that has no locks."""
+    """The lock of a run directory, released however the process ends; None on a disk that has no locks."""
     while True:
         file = durable.open_own(path / LOCK, "a", shared=True)
         try:

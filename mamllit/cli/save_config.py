@@ -41,7 +41,7 @@ class SaveConfig(SaveConfigCallback):
             try:
                 asked = self.parser.parse_path(file)
                 before = json.loads(self.parser.dump(asked, skip_none=False, format="json_compact"))
-            except (ArgumentError, SystemExit):  # a file that is no whole experiment by itself
+            except (ArgumentError, SystemExit):  # a file that is not a complete experiment
                 file = None
         group = next((str(entry.init_args.group) for entry in loggers.wandb_entries(self.config.trainer.logger)), "")
         return tracking.describe(group, seed_of(self.config), file, before, resolved)

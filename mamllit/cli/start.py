@@ -1,4 +1,4 @@
-"""What a command begins with and where it writes: from `--ckpt_path`, `--run_name` and the root to a directory and a file."""
+"""Where a command writes, and the checkpoint it begins with, from `--ckpt_path`, `--run_name` and the root."""
 
 import os
 from collections.abc import Sequence
@@ -91,7 +91,7 @@ def of_evaluation(root: Path, name: str, asked: str | None) -> Start:
 
 
 def apart(root: Path, name: str, evaluated: str) -> Path:
-    """Where the result of a checkpoint goes that is none of the runs `name`.
+    """Where the result of a checkpoint goes that belongs to none of the runs `name`.
 
     Raises:
         ValueError: where one of those lies there.

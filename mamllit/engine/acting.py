@@ -1,4 +1,4 @@
-"""Acting and adapting in turn: what a meta-batch of tasks gathers before its outer step, and what an evaluation measures."""
+"""Acting and adapting in turn: the trajectories that an outer step uses, and the returns that an evaluation measures."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ ROWS = 2**13  # steps of the trajectories that run through the network at once: 
 
 @runtime_checkable
 class StepByStep(Protocol):
-    """A method whose inner steps can be made one at a time, each on trajectories of the policy before it."""
+    """A method whose inner steps can be made one at a time, each on trajectories of the current policy."""
 
     objective: Any
 

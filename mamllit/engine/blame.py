@@ -1,4 +1,4 @@
-"""Which module of a network is to blame where `vmap` is wrong: each that fails by itself, for the sentence of a warning."""
+"""Finds the modules that make `vmap` go wrong, so that the warning can name them: those that also fail by themselves."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +24,7 @@ def blamed(tried: Method, small: Episode) -> str:
             inside = any(other == name or other.startswith(f"{name}.") for other in failing)
             if not inside and not _right_alone(candidates[name], inputs[name]):
                 failing.append(name)
-    except Exception:  # no more than a better message hangs on this
+    except Exception:  # only the wording of the message depends on this
         failing = []
     if not failing:
         leaves = [name for name in candidates if not any(other.startswith(f"{name}.") for other in candidates if name)]

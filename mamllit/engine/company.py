@@ -1,4 +1,4 @@
-"""What a prediction depends on beside its own example: nothing, the batch through a norm, or the batch in some other manner."""
+"""What a prediction depends on besides its own example: nothing, the other examples through a batch norm, or otherwise."""
 
 from typing import Literal, NamedTuple
 from weakref import WeakKeyDictionary
@@ -14,9 +14,9 @@ from mamllit.methods.base import Method
 
 
 class Company(NamedTuple):
-    """Whether a prediction depends on the other examples: on "none", through a batch "norm", or in some "other" manner.
+    """Whether a prediction depends on the other examples: "none", through a batch "norm", or "other".
 
-    `operators`: with which the norm can be told to take its statistics from the support.
+    `operators`: those with which the norm can use the support's statistics.
     """
 
     kind: Literal["none", "norm", "other"]
@@ -27,7 +27,7 @@ _companies: WeakKeyDictionary[Method, Company] = WeakKeyDictionary()
 
 
 def company(method: Method, episode: Episode | None = None) -> Company | None:
-    """What a prediction of `method` depends on, found by trying on `episode` and remembered; None where it was never tried."""
+    """What a prediction of `method` depends on, found by a trial on `episode` and remembered; None without a trial."""
     if method not in _companies and episode is not None:
         _companies[method] = _find_company(method, episode)
     return _companies.get(method)

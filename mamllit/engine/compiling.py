@@ -25,17 +25,17 @@ _numbers = itertools.count()
 
 
 class Compiler:
-    """Compiles the functions of one step; where one fails, there is one warning, and the plain functions from then on.
+    """Compiles the functions of one step. If one fails to compile, it warns once and uses the plain functions from then on.
 
-    `backend`: "inductor" makes new code; "recorded" records the operators once, and calls them from then on without what
-    vectorising and differentiating cost in Python (some 40 ms per inner step of a convolutional net), at a tenth of the wait.
+    `backend`: "inductor" generates code; "recorded" records the operators once and replays them, which saves the time that
+    Python spends on vectorising and differentiating (some 40 ms per inner step of a conv net), for a tenth of the wait.
     """
 
     def __init__(self, backend: Backend = "inductor") -> None:
         self.backend, self.failed = backend, False
 
     def __call__(self, function: Function) -> Function:
-        """`function`, compiled at its first call for the shapes that it meets."""
+        """`function`, compiled for the shapes of its first call."""
         compiled: list[Function] = []
 
         def run(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -68,7 +68,7 @@ def _compile(function: Function, backend: Backend) -> Function:
 
 
 def should_compile(setting: bool | Literal["auto"], steps: int, device: torch.device, worth: int = 2000) -> bool:
-    """Whether to compile: as asked, or for "auto" where a compiler is there and the run has at least `worth` steps.
+    """Whether to compile: as asked; for "auto", if there is a compiler and the run has at least `worth` steps.
 
     Compiling takes half a minute to a minute, and saves from one millisecond (sine) upwards per step. The answer depends on
     nothing but the machine and the run's length, so that a resumed run takes the same path.

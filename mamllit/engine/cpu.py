@@ -1,4 +1,4 @@
-"""What makes PyTorch fast on a CPU here, for everything that computes: meta-gradients, evaluations, adapting to own images.
+"""Makes PyTorch fast on a CPU for all that computes here: meta-gradients, evaluations, adapting to one's own images.
 
 Freed memory is kept for the next step (`mamllit.kernels.malloc`), and float32 products of images run by the faster of PyTorch's
 two libraries (`mamllit.kernels.matmul`). Neither changes a result beyond rounding.

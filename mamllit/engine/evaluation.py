@@ -35,11 +35,11 @@ def ordinary(episodes: Episode) -> Episode:
 
 
 def predict(method: Method, state: State, episode: Episode, batch_norm: BatchNorm = "transductive") -> Tensor:
-    """Output for the query of one episode, [n, ...]; see the module for `batch_norm`, which is all one without batch norm.
+    """Output for the query of one episode, [n, ...]; `batch_norm`: see the module; no difference without batch norm.
 
     Inductive is the prediction for support and query together, normalised by the support, of which the query's rows are
-    kept: right for every method whose `predict` treats the examples separately but for the norm. Where a network lets the
-    examples act on each other in another manner, each query example is predicted beside the support alone.
+    kept: right for every method whose `predict` treats the examples separately but for the norm. Where the examples act on each
+    other otherwise, each query example is predicted beside the support alone.
     """
     return _predictor(method, episode.support.x.shape[0], batch_norm)(state, episode)
 
@@ -76,8 +76,8 @@ def readings(
     (mini-ImageNet) runs without `vmap`, which takes less time.
 
     `execution`: "loop" runs all episodes one by one, a number no more than so many at
-    once; a network that `vmap` does not run, or not rightly, is run one by one in any case.
-    Runs under `no_grad`, which `torch.func.grad` inside the inner loop does not heed: so no graph through the steps is kept.
+    once; a network that `vmap` cannot run, or runs wrongly, always runs one by one.
+    Runs under `no_grad`, so that no graph through the steps is kept; `torch.func.grad` in the inner loop works all the same.
     """
 
     predictors: dict[BatchNorm, Predictor] = {}
@@ -102,7 +102,7 @@ def readings(
 
 
 def _predictions(method: Method, way: Finding, episodes: Episode) -> Tensor:
-    """The predictions after 0, 1 and 2 inner steps as one vector, for a trial; made `way`."""
+    """The predictions after 0, 1 and 2 inner steps as one vector, for a trial that runs as `way` says."""
 
     def one(episode: Episode) -> dict[str, Tensor]:
         states = method.trajectory(episode.support, 2)

@@ -1,4 +1,4 @@
-"""Episodes one after another under plain autograd: the way of a method that `torch.func` cannot transform.
+"""Episodes one after another under plain autograd, for methods that `torch.func` cannot transform.
 
 `Looped` makes the meta-gradient of such a method, `each` stands in for `vmap` where it is evaluated.
 """

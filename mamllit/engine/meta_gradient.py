@@ -25,7 +25,7 @@ from mamllit.methods.inner_loop_method import InnerLoopMethod
 Execution = Literal["auto", "vmap", "loop"] | int
 CPU_CHUNK = 2**23  # input numbers of the episodes that one vectorised chunk holds on a CPU, see `chunk_size`
 SMALL = 2**12  # input numbers of a meta-batch up to which calls cost more than arithmetic, see `MetaGradient`
-ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-2}  # what a compiled meta-gradient may differ from the plain one by
+ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-2}  # by how much a compiled meta-gradient may differ from the plain one
 HALF = 0.5  # in 16 bits
 RECORDED_STEPS = 5  # inner steps that are recorded as one function; making one takes time and memory for each of them
 
@@ -71,8 +71,8 @@ class MetaGradient:
         execution: "vmap" (all episodes at once), "loop" (one by one, the least memory), a number: chunks of that many
             episodes, vectorised inside; or "auto": see `chunk_size`.
         compiled: run under `torch.compile`; where that fails, one warning and the plain step. On a CPU the step of a large
-            meta-batch is only recorded, not made anew: its convolutions and norms are as fast as they get already.
-        memory: "keep" the activations of all inner steps for the way back, or "recompute" them there, which takes about
+            meta-batch is only recorded: its convolutions and norms cannot be made faster by new code.
+        memory: "keep" the activations of all inner steps for the backward pass, or "recompute" them there, which takes about
             a third more time and keeps the memory of one step, however many there are.
         finding: how the network is run, where that is known; else it is tried, see `check`.
 
@@ -159,7 +159,7 @@ class MetaGradient:
         return list(self._trained)
 
     def _made_for(self, episodes: Episode, size: int) -> Whole | Staged:
-        """What runs a batch like `episodes`; made when the first comes, and kept, because what is compiled hangs on it."""
+        """What runs a batch like `episodes`; made when the first comes, and kept, because it holds what is compiled."""
         tensors, structure = flatten(episodes)
         small = episodes.support.x.numel() + episodes.query.x.numel() <= SMALL
         if (small, structure) not in self._made:
@@ -209,7 +209,7 @@ class MetaGradient:
 
 
 def _flat(method: Method, way: Finding, episodes: Episode) -> Tensor:
-    """The meta-gradient as one vector, for a trial; made `way`."""
+    """The meta-gradient as one vector, for a trial that runs as `way` says."""
     gradient = MetaGradient(method, "vmap" if way.vectorised else "loop", finding=way)
     return _vector(gradient(episodes))
 

@@ -1,6 +1,6 @@
 """The meta-loss as one would write it down: episode by episode, under plain autograd.
 
-What every faster form in `mamllit.engine` is tested against, and all that a reader has to know of them.
+Every faster form in `mamllit.engine` is tested against it; who has read this need not read those.
 """
 
 import torch

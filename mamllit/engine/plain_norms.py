@@ -1,7 +1,7 @@
-"""PyTorch's norms as sums and products, for where its own operators are wrong or take the wrong examples.
+"""PyTorch's norms as sums and products, used where its own operators are wrong or use the statistics of the wrong examples.
 
 Under `torch.func.vmap` the derivative of an affine layer, batch or instance norm counts its mean and variance as constants, so
-that a second derivative is wrong (pytorch/functorch issue 534). Out of plain operators it is right. The batch norm here can
+that a second derivative is wrong (pytorch/functorch issue 534). Made of plain operators it is right. The batch norm here can
 use the statistics of the first rows alone: that makes the inductive reading of a network whose batch norm is PyTorch's.
 """
 

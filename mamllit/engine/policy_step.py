@@ -1,9 +1,9 @@
-"""The outer step on policies: its loss and gradient through the adaptation, and what a trust region asks for beside them.
+"""The outer step on policies: its loss, its gradient through the adaptation, and the products that a trust region needs.
 
 For any method and any number of inner steps the outputs of the adapted policies on the query are functions of the
 meta-parameters. The first derivative of the divergence KL(old || new) in these outputs vanishes where the step begins, so that
 its second derivative in the meta-parameters is exactly the mean of J' F J, with J the Jacobian of the outputs and F the
-Fisher information of one output: a product takes one pass forward and one back, and no third derivative of anything.
+Fisher information of one output: a product takes one forward and one backward pass, and no third derivative.
 """
 
 from collections.abc import Callable, Sequence

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class RandomState:
-    """Where the random number generators stand: the CPU's, and that of every device that some tensors lie on."""
+    """The state of the random number generators: the CPU's, and that of every device that some tensors lie on."""
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         self.cpu = torch.get_rng_state()
@@ -18,7 +18,7 @@ class RandomState:
 
     @contextmanager
     def restored(self) -> Iterator[None]:
-        """Within, the generators stand where they stood; afterwards they go on as if nothing had been drawn."""
+        """Within, the generators have these states; afterwards they go on as if nothing had been drawn."""
         with ExitStack() as forks:
             forks.enter_context(torch.random.fork_rng(devices=[]))
             for kind in {device.type for device in self.devices}:
@@ -31,7 +31,7 @@ class RandomState:
 
 
 class Recomputed(torch.autograd.Function):
-    """A function of tensors that keeps its inputs for the way back, and runs again there, with the same random numbers.
+    """A function of tensors that keeps only its inputs and runs again in the backward pass, with the same random numbers.
 
     (torch.utils.checkpoint works by hooks that `torch.func` does not allow.)
     """

@@ -1,6 +1,6 @@
 """Records a function's operators once and replays them, with fewer of them: a back end for `torch.compile` on a CPU.
 
-Reverse mode adds up what several uses send back to one tensor. In the derivative of an inner step each layer's input gets two
+Autograd sums the gradients of all uses of a tensor. In the derivative of an inner step each layer's input gets two
 such parts, each the gradient of a convolution by its input. Their sum is the same gradient for one convolution of twice the
 channels: one matrix product in place of two thinner ones, and the largest maps of a network are not written twice and added.
 """
@@ -31,7 +31,7 @@ def recorded(module: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
 
 
 def drop_identities(graph: Graph) -> None:
-    """Take out what changes nothing: permutations that `vmap` leaves, and detaching. What the graph returns stays as it is."""
+    """Remove what changes nothing: permutations that `vmap` leaves, and `detach`. The graph's outputs stay as they are."""
     for node in list(graph.nodes):
         if node.op != "call_function" or any(user.op == "output" for user in node.users):
             continue
@@ -43,7 +43,7 @@ def drop_identities(graph: Graph) -> None:
 
 
 def join_sums(graph: Graph) -> int:
-    """Replace each sum of two `conv_input_grad`, used nowhere else, by one `conv_input_grad_sum`; how many there were."""
+    """Replace each sum of two `conv_input_grad` that are used nowhere else by one `conv_input_grad_sum`; returns how many."""
     joined = 0
     for node in list(graph.nodes):
         if node.op != "call_function" or node.target is not torch.ops.aten.add.Tensor or node.kwargs:
@@ -64,7 +64,7 @@ def join_sums(graph: Graph) -> int:
 
 
 def call_directly(graph: Graph) -> None:
-    """Call mamllit's operators as the functions they are: PyTorch's way through its dispatcher takes some 30 us a call."""
+    """Call mamllit's operators as the functions they are: PyTorch's dispatcher takes some 30 us a call."""
     for node in graph.nodes:
         if node.op == "call_function" and isinstance(node.target, OpOverload):
             node.target = functions.get(node.target.name(), node.target)

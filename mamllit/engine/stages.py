@@ -54,8 +54,8 @@ class Verbs(nn.Module):
 class Whole:
     """Loss and gradient of any method's `meta_loss`, as one function.
 
-    `names` are those of the meta-parameters, `structure` is that of the episodes, `backend` how the function is compiled,
-    None for not at all; `operators`: see `Verbs`.
+    `names` are those of the meta-parameters, `structure` is that of the episodes, `backend` says how the function is compiled,
+    None for not compiled; `operators`: see `Verbs`.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Whole:
 class Staged:
     """Loss and gradient of an `InnerLoopMethod`, step by step.
 
-    `memory`: "keep" every step's activations for the way back; "recompute" them there, one step at a time. The others: see
+    `memory`: "keep" every step's activations for the backward pass; "recompute" them there, one step at a time. The others: see
     `Whole`.
     """
 

@@ -1,6 +1,6 @@
 """A small trial of a network before it is trained: is it right under `vmap`?
 
-PyTorch's `vmap` is wrong for some modules, without a word, and does not run others. So a network that is not made of modules
+PyTorch's `vmap` is silently wrong for some modules, and does not run others. So a network that is not made of modules
 that are known to be right (`mamllit.engine.known`) first gets a small meta-gradient: two tasks of the first batch, eight
 examples or one per class, at most two inner steps, in float64 on a copy with noise on its parameters (so that nothing that
 begins at zero hides a difference). What `vmap` gives is compared with the episodes run one by one. See docs/networks.md.
@@ -23,7 +23,7 @@ from mamllit.engine.blame import blamed, named
 from mamllit.engine.known import TOLERANCE, Operators, relative, unknown
 from mamllit.methods.base import Method
 
-STEPS, ROWS = 2, 8  # of a trial; fewer examples than classes there cannot be
+STEPS, ROWS = 2, 8  # of a trial; it has at least one example per class
 
 
 class Finding(NamedTuple):
@@ -38,7 +38,7 @@ _findings: WeakKeyDictionary[Method, dict[str, Finding]] = WeakKeyDictionary()
 
 
 def remembered(method: Method, kind: str, find: Callable[[], Finding]) -> Finding:
-    """The finding of this `kind` for this method: made once, and said once where the episodes must run one by one."""
+    """The finding of this `kind` for this method, made once; if the episodes must run one by one, one warning says so."""
     known = _findings.setdefault(method, {})
     if kind not in known:
         known[kind] = find()
@@ -65,7 +65,7 @@ def try_out(method: Method, episodes: Episode, run: Run, what: str) -> Finding:
     if finding is None:
         with undisturbed(small, None):
             finding = _compared(method, small, run, what, None)
-    return finding or Finding(False, "math")  # the step itself will raise the error, as it is
+    return finding or Finding(False, "math")  # the step itself will raise the error
 
 
 def _compared(method: Method, small: Episode, run: Run, what: str, dtype: torch.dtype | None) -> Finding | None:

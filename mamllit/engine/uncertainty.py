@@ -1,4 +1,4 @@
-"""How well a regression method knows what it does not know: calibration of its predictions, and the points it would ask for.
+"""Whether a regression method knows its errors: calibration of its predictions, and which points it would ask for next.
 
 Every method has a predictive distribution here: the mixture, over the models that it samples (`predictions`; one model where
 it has none, as MAML), of Gaussians with the standard deviation of the noise.
@@ -39,13 +39,13 @@ def predictive(method: Method, episodes: Episode, steps: int) -> Tensor:
     def one(episode: Episode) -> Tensor:
         return samples(method, method.adapt(episode.support, steps), episode.query.x)
 
-    # the gradients of the inner loop are torch.func's, which does not heed no_grad
+    # the gradients of the inner loop are torch.func's, which works under no_grad too
     with torch.no_grad(), fast_on_cpu(episodes.support.x):
         return vmap(one, randomness="different")(episodes)
 
 
 def score(outputs: Tensor, targets: Tensor, noise_std: float, level: float = 0.9) -> Calibration:
-    """How well mixtures of Gaussians around `outputs` [T, P, n, d] foretell `targets` [T, n, d].
+    """How well mixtures of Gaussians around `outputs` [T, P, n, d] predict `targets` [T, n, d].
 
     Args:
         noise_std: standard deviation of the Gaussian around each model's prediction, > 0.

@@ -1,1 +1,1 @@
-"""A run that survives: atomic writes, checkpoints, a clean stop, loggers that go on, identity and provenance."""
+"""What lets a run survive: atomic writes, checkpoints, a clean stop, loggers that go on, identity and provenance."""

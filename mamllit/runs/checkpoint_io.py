@@ -1,7 +1,7 @@
-"""Checkpoints that are whole or not there, and the search for the newest whole one.
+"""Checkpoints that are complete or absent, and the search for the newest complete one.
 
 Lightning's own writing goes through the system's temporary folder, from which a checkpoint is copied, not renamed, where that
-is another disk; and a write that fails ends the training. Here a failed one is said, and the training goes on.
+is another disk; and a write that fails ends the training. Here a failed write is a warning, and the training goes on.
 
 A checkpoint may come from anybody, and a pickle can run code. So each is loaded as tensors and plain values only, from the
 local disk only; classes may be named in it where the user trusts their package.
@@ -42,10 +42,10 @@ class DurableCheckpointIO(TorchCheckpointIO):
         self._steps: dict[Path, int | None] = {}  # of each last.ckpt on the disk, once this process has written it
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write it; where that fails, warn and keep what is there.
+        """Write it; if that fails, warn and keep what is there.
 
         Raises:
-            TypeError: for `storage_options`, which a local file has none of.
+            TypeError: for `storage_options`, which local files do not take.
         """
         if "://" in str(path):  # a remote store has its own transactions
             super().save_checkpoint(checkpoint, path, storage_options)
@@ -124,7 +124,7 @@ def _class(name: str, path: Path) -> type:
 
 
 def read(path: Path, trusted: Sequence[str] = ()) -> dict[str, Any] | None:
-    """The checkpoint, on the CPU; None where the file is cut off, altered (each part bears a checksum), or none of a run.
+    """The checkpoint, on the CPU; None where the file is cut off, altered (each part has a checksum), or not of a run.
 
     Raises:
         ForeignCode: see `load`.
@@ -143,7 +143,7 @@ def read(path: Path, trusted: Sequence[str] = ()) -> dict[str, Any] | None:
 
 
 def newest(folder: Path, max_steps: int = -1, trusted: Sequence[str] = ()) -> Path | None:
-    """The checkpoint in `folder` to go on from: of the whole ones that with the most steps; None where there is none.
+    """The checkpoint in `folder` to go on from: the complete one with the most steps; None where there is none.
 
     Damaged ones, and those that would run code, are named in a warning. One that was written before the validation that ends a
     run of `max_steps` steps would end the run without it; so the one before it is taken.

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whatever happens while they are written.
+"""Files that are complete or absent, whatever happens while they are written.
 
 A file is written beside its place, brought to the disk, and put in place by renaming: a process that is killed, or a machine
 that loses power, leaves the old file or the new one. In a folder that others can write to, nobody can choose where the bytes
@@ -40,7 +40,7 @@ def write(path: str | Path, content: str | bytes) -> None:
 
 
 def link(path: Path, other: Path) -> None:
-    """Give a file a second name, in the place of what bears it; copying where the file system has no links."""
+    """Give a file a second name, replacing what has that name; copies where the file system has no links."""
     part = _beside(other)
     try:
         os.link(path, part)
@@ -51,7 +51,7 @@ def link(path: Path, other: Path) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Remove what killed processes of this user left half-written in `folder`; nobody else may be writing there."""
+    """Remove the half-written files that killed processes of this user left in `folder`; nobody else may be writing there."""
     for path in folder.glob(f".*{PART}"):
         status = path.lstat()
         if re.search(rf"\.[0-9a-f]{{16}}{PART}$", path.name) and stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
@@ -96,7 +96,7 @@ def _private_folder(temporary: str) -> Path:
 
 
 def keep(path: str | Path, content: str) -> Path | None:
-    """`write`, and where that fails into the system's temporary folder, else onto the screen; a warning says where.
+    """`write`; if that fails, into the system's temporary folder, or else onto the screen; a warning says where.
 
     Returns the file's path; None for the screen.
     """
@@ -119,7 +119,7 @@ def keep(path: str | Path, content: str) -> Path | None:
 
 
 def refusal(folder: Path) -> str | None:
-    """Why `folder` cannot be written, having tried; None where it can."""
+    """Why `folder` cannot be written, found by trying; None where it can."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as probe:
@@ -130,7 +130,7 @@ def refusal(folder: Path) -> str | None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Bring a renaming to the disk; some network file systems cannot, and keep their own order."""
+    """Flush a renaming to the disk; some network file systems cannot, and keep an order of their own."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:

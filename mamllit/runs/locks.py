@@ -1,4 +1,4 @@
-"""Locks on open files, which a process that ends in any manner gives back; on Linux, macOS and Windows.
+"""Locks on open files, released however the process ends; on Linux, macOS and Windows.
 
 Not the `filelock` package: on a disk without locks it would wait for ever, and it opens the file by itself, following links.
 """
@@ -15,7 +15,7 @@ def lock(file: IO, wait: bool = False, across_machines: bool = False) -> bool:
     """Take the lock of an open file; False on a disk that has no locks.
 
     Args:
-        wait: until the process that holds it gives it back.
+        wait: wait until the process that holds it releases it.
         across_machines: by a POSIX record lock, which network file systems pass on; it does not keep a process from itself.
 
     Raises:

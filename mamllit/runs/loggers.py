@@ -1,4 +1,4 @@
-"""The loggers of a run as the configuration names them, told by the command line where to write and who the run is."""
+"""The loggers that the configuration names; the command line tells them where to write and how the run is called."""
 
 import os
 from pathlib import Path
@@ -32,7 +32,7 @@ def wandb_mode(asked: str | None) -> str:
     """ "offline", "online" or "disabled": as asked (--wandb), or as W&B's own variables say, or offline.
 
     Raises:
-        ValueError: for a WANDB_MODE that is none of W&B's.
+        ValueError: for an unknown WANDB_MODE.
     """
     if asked is not None:
         return asked

@@ -1,4 +1,4 @@
-"""Loggers that do not end a training: a full disk or a server that is gone is said once, and what can be kept is kept."""
+"""Loggers that never end a training: a full disk or a lost server is one warning, and what can be kept is kept."""
 
 import csv
 import io
@@ -98,10 +98,10 @@ def keep_going(loggers: list[Logger]) -> None:
 
 @contextmanager
 def unharmed(logger: Logger, said: set[str] | None = None) -> Iterator[None]:
-    """A block that gives something to a logger: where that fails it is said, unless it is in `said`, and the run goes on."""
+    """A block that gives something to a logger: if it fails, it warns, of each problem in `said` once, and the run goes on."""
     try:
         yield
-    except Exception as error:  # wandb has errors of many kinds; none of them is worth a training
+    except Exception as error:  # wandb has errors of many kinds; none of them may end a training
         problem = f"{type(error).__name__}: {error}"
         if said is None or problem not in said:
             if said is not None:

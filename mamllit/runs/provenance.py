@@ -28,7 +28,7 @@ def commit() -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Of mamllit and of what its numbers hang on."""
+    """Of mamllit and of the packages that its numbers depend on."""
     physics = {"mujoco": metadata.version("mujoco")} if "mujoco" in sys.modules else {}  # returns differ between its versions
     return physics | {
         "mamllit": mamllit.__version__,

@@ -1,6 +1,6 @@
 """Stopping cleanly: on SIGTERM, SIGINT (Ctrl-C) or SIGUSR1 (Slurm's warning) a checkpoint is written, then the run ends.
 
-A signal only leaves a note. It is read after the meta-update under way, where the state is whole, and all ranks stop after the
+A signal only sets a flag. It is read after the current meta-update, when the state is consistent, and all ranks stop after the
 same step, whichever of them got the signal. A validation is not waited for: its checkpoint was written before it began, and
 the resumed run begins with it.
 """
@@ -101,7 +101,7 @@ class CleanStop(L.Callback):
             self._validated_at = trainer.global_step
 
     def _due(self, trainer: L.Trainer) -> bool:
-        """Whether a validation belongs to this step and has not been made."""
+        """Whether this step ends with a validation that has not been made."""
         every = trainer.val_check_batch
         if not trainer.enable_validation or not isinstance(every, int) or self._validated_at == trainer.global_step:
             return False
@@ -148,7 +148,7 @@ class CleanStop(L.Callback):
 
 
 def follow(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
-    """Where a run directory was moved, let the checkpoint's record of the best models speak of the files in the new place.
+    """If a run directory was moved, let the checkpoint's record of the best models point to the files in the new place.
 
     Lightning would forget how good the best was, and keep a path that leads nowhere, or into another run.
     """

@@ -1,4 +1,4 @@
-"""What a tracker is told about a run beside its numbers: who it is, and how it differs from the experiment it comes from.
+"""What a tracker is told about a run besides its numbers: its identity, and how it differs from its experiment.
 
 An experiment's file holds the paper's settings, and its header the departures from the paper. So a run is described by the
 table (the folder), the cell (the file), the seed, and every setting that is not the file's.

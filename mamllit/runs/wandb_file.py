@@ -1,4 +1,4 @@
-"""Reads the file that Weights & Biases writes offline, run-ID.wandb; its own reader is no public interface."""
+"""Reads the file that Weights & Biases writes offline, run-ID.wandb, whose own reader is not public."""
 
 import json
 import struct

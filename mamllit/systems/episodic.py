@@ -1,7 +1,7 @@
 """The base of every system that is judged by episodes: evaluation on fixed episodes, and the optimiser.
 
-A system is a LightningModule that holds a method and says in `training_step` how it learns. Validation, test, metrics and
-summaries, which the callbacks read, are here, the same for all.
+A system is a LightningModule that holds a method and says in `training_step` how it learns. All systems share what is here:
+validation, test, metrics, and the summaries that the callbacks read.
 """
 
 from collections.abc import Sequence
@@ -41,8 +41,8 @@ class EpisodicSystem(L.LightningModule):
         report_step: the number of steps whose value is the headline (`val/<metric>`, progress bar, model selection).
         log_every: steps between two logged training values; logging each step would cost more than a sine step.
         diverged_above: an evaluation value above this counts as a diverged episode (regression).
-        batch_norm: by whose statistics a test normalises the query images, see `mamllit.engine.evaluation`; a method without
-            batch norm has one reading in any case. Validation is transductive, as meta-training is.
+        batch_norm: which statistics normalise the query images in a test, see `mamllit.engine.evaluation`; without batch norm
+            there is one reading. Validation is transductive, as meta-training is.
         execution: how the episodes of a batch run: "auto", "vmap", "loop", or a chunk size (see `mamllit.engine`).
 
     After an evaluation, `readings` lists what was measured, and `summaries`, `per_episode` and `measured_at` (the step of the
@@ -105,7 +105,7 @@ class EpisodicSystem(L.LightningModule):
     # ---- training ------------------------------------------------------------------------------------------------
 
     def optimized(self) -> list[Any]:
-        """What the optimiser gets: parameters, or groups of them."""
+        """What the optimiser is given: parameters, or groups of them."""
         return list(self.parameters())
 
     def configure_optimizers(self) -> Any:
@@ -130,7 +130,7 @@ class EpisodicSystem(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": settings}
 
     def _watched(self, scheduler: torch.optim.lr_scheduler.ReduceLROnPlateau) -> dict[str, Any]:
-        """What a scheduler that waits for a plateau looks at, and how often: whenever the value is there anew."""
+        """For a scheduler that waits for a plateau: the value it monitors, and that it steps whenever the value is new."""
         monitor = getattr(scheduler, "monitor", None)
         if monitor is None:
             raise ValueError(
@@ -152,7 +152,7 @@ class EpisodicSystem(L.LightningModule):
             self._resumed_settings, self._resumed = None, True
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        if self._resumed:  # Lightning has counted a step that it did not make, where a validation ended the run before
+        if self._resumed:  # where the run before ended with a validation, Lightning has counted a step that it did not make
             self._log_at(self.global_step)
             self._resumed = False
 

@@ -1,4 +1,4 @@
-"""What is done about a meta-loss or meta-gradient that is not finite: where it comes from, and the checkpoint from before."""
+"""Handles a meta-loss or meta-gradient that is not finite: says where it comes from, and saves the state from before."""
 
 import copy
 import math
@@ -25,8 +25,8 @@ class NonFiniteMetaLoss(FloatingPointError):
 def finite(gradients: list[Tensor]) -> bool:
     """Whether all numbers of all tensors are finite."""
     if gradients and gradients[0].device.type == "cpu" and math.isfinite(sum(float(value.sum()) for value in gradients)):
-        return True  # nan and infinity spoil a sum, which takes fewer calls than what follows
-    # a sum can also overflow: the largest number is not finite where one is not, and the norm of the largest lets nan through
+        return True  # a sum with nan or infinity is not finite either, and takes fewer calls than what follows
+    # a finite sum can overflow; so look at the largest number of each: it is not finite where one is not
     return bool(torch.nn.utils.get_total_norm(gradients, norm_type=float("inf")).isfinite())
 
 
@@ -39,7 +39,7 @@ def not_finite(learner: Any, batch: EpisodeBatch, loss: Tensor) -> None:
     trained = [value for value in learner.method.parameters() if value.requires_grad]
     if learner.non_finite == "skip" and all(value.isfinite().all() for value in trained):
         learner.skipped_steps += 1
-        for value in trained:  # an optimiser leaves parameters without a gradient alone
+        for value in trained:  # an optimiser skips parameters without a gradient
             value.grad = None
         return
     text = explain(learner.trainer, learner, batch, float(loss), learner.meta_gradient)
@@ -95,7 +95,7 @@ def checkpoint_before(learner: Any) -> Path | None:
 
 
 def roll_back(checkpoint: dict[str, Any]) -> None:
-    """Let the loops of a checkpoint look as at the end of the step before, where Lightning's own checkpoints are written."""
+    """Set a checkpoint's loops to the end of the step before, which is when Lightning writes its own checkpoints."""
     loop = checkpoint["loops"]["fit_loop"] = copy.deepcopy(checkpoint["loops"]["fit_loop"])
     for counts in ("total", "current"):
         progress = loop["epoch_loop.batch_progress"][counts]

@@ -1,4 +1,4 @@
-"""How a meta-gradient that is ready reaches the parameters: through Lightning's `loss.backward()`."""
+"""Hands a meta-gradient that is computed already to the parameters, through Lightning's `loss.backward()`."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def with_gradient(loss: Tensor, gradients: Iterable[Tensor], parameters: Iterable[Tensor]) -> Tensor:
-    """The loss, with these gradients as those that its `backward` gives the parameters.
+    """The loss, whose `backward` gives the parameters these gradients.
 
     So Lightning's `loss.backward()`, and with it DDP's hooks, clipping, accumulation and loss scaling, work as ever.
     """

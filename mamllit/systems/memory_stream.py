@@ -74,12 +74,12 @@ class MemoryStream(EpisodicSystem):
 
     @property
     def memory_module(self) -> MemoryModule:
-        """The method, as what it is."""
+        """The method, typed."""
         return self.method  # type: ignore[return-value]
 
     @property
     def memory(self) -> RareMemory:
-        """What is remembered at present."""
+        """The memory now."""
         return RareMemory(*(getattr(self, f"memory_{name}") for name in RareMemory._fields))
 
     def setup(self, stage: str) -> None:

@@ -106,7 +106,7 @@ class MetaLearner(EpisodicSystem):
         self._log_episodes(self.global_step + 1, episodes * self.trainer.world_size)
 
     def _log_episodes(self, steps: int, meta_batch_size: int) -> None:
-        """An axis for loggers: at equal numbers of it, runs with different meta-batches have seen as many episodes."""
+        """An axis for loggers that compares runs with different meta-batches: the number of episodes seen."""
         self.log("trainer/episodes", float(steps * self.trainer.accumulate_grad_batches * meta_batch_size))
 
     # ---- around the step -----------------------------------------------------------------------------------------

@@ -170,12 +170,12 @@ class MetaPolicy(EpisodicSystem):
         super().setup(stage)
 
     def _find_company(self, data: EpisodicDataModule) -> None:
-        """Nothing to find: a policy's actions do not depend on other observations."""
+        """Nothing to find out: a policy's actions do not depend on other observations."""
 
     # ---- evaluation ----------------------------------------------------------------------------------------------
 
     def practise_on(self, batch: TaskBatch, trajectories: int, steps: int) -> Practice:
-        """Act and adapt as an evaluation does; nothing is learned."""
+        """Act and adapt, as an evaluation does; the meta-parameters stay as they are."""
         shares = (1.0, self.later_steps)
         counts, data = [trajectories] * (steps + 1), self.control()
         refill = data.budget == "steps"

@@ -1,4 +1,4 @@
-"""A resumed run and its optimiser's settings: it goes on with those that are asked for now, or says which it cannot take.
+"""A resumed run goes on with the optimiser settings that are asked for now, or says which of them it cannot take.
 
 A checkpoint brings the optimiser's and the scheduler's state back, and with them the settings of the run before. So each
 checkpoint says with which settings its optimiser was made; what differs is set anew after the state is restored. A schedule is

@@ -1,11 +1,12 @@
 """The command line and trained checkpoints: evaluated by name, refused where they do not fit, and begun with."""
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from cli_runs import QUIET, command, result, short
+from cli_runs import QUIET, REPOSITORY, command, result, short
 
 from mamllit import cli
 from mamllit.pretrained import files
@@ -111,3 +112,20 @@ def test_a_file_that_says_with_what_training_begins_is_good_for_a_test(tmp_path:
     tested = command("test", tmp_path / "runs", "--ckpt_path", "maml_sine")
     cli.run([*tested, "-c", str(tmp_path / "begins.yaml")])
     assert result(tmp_path / "runs" / "pretrained_maml_sine")["steps_done"] == 22
+
+
+@pytest.mark.slow
+@pytest.mark.real_data
+@pytest.mark.parametrize("name", files.names())
+def test_a_checkpoint_that_comes_with_mamllit_scores_what_its_metadata_say(name: str, tmp_path: Path) -> None:
+    """On the paper's 600 episodes, where rounding may move one of 3,000 images, and float16 a few more."""
+    if not (images := os.environ.get("MAMLLIT_OMNIGLOT")):
+        pytest.skip("MAMLLIT_OMNIGLOT is not set: the folder of the Omniglot zips or of the extracted folders")
+    said = files.read(name)[0].result["results"]
+    cell = REPOSITORY / "experiments" / f"{name.replace('_', '/', 1)}.yaml"
+    more = ["--data.root", images, "--data.protocols", "[paper]", "--model.eval_steps", "3", "--trainer.accelerator", "cpu"]
+    where = ["--trainer.default_root_dir", str(tmp_path), "--wandb", "disabled"]
+    cli.run(["test", "-c", str(cell), "--ckpt_path", name, *more, *where])
+    found = result(tmp_path / f"pretrained_{name}")["results"]
+    for reading in ("paper", "paper/inductive"):
+        assert found[reading]["mean"] == pytest.approx(said[reading]["mean"][:4], abs=0.002), reading

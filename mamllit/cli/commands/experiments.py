@@ -46,7 +46,7 @@ def find(asked: str) -> Path:
     A bare name that several methods have is MAML's; any other end must be that of one name.
 
     Raises:
-        FileNotFoundError: for a name that there is not; it gives the nearest.
+        FileNotFoundError: for an unknown name; it gives the nearest.
         ValueError: for the end of several names, none of them MAML's; it lists them.
     """
     if Path(asked).exists():
@@ -97,7 +97,7 @@ def chosen(pattern: str) -> dict[str, Path]:
 
 
 def copy(files: dict[str, Path], target: Path) -> list[Path]:
-    """Copy experiments into a folder, as `<target>/<name>.yaml`; nothing is written over.
+    """Copy experiments into a folder, as `<target>/<name>.yaml`; nothing is overwritten.
 
     Raises:
         FileExistsError: where one is there already; none is copied then.
