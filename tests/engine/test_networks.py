@@ -33,6 +33,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import mamllit.backbones
+from mamllit.backbones import Timm
 from mamllit.core.episode import Episode
 from mamllit.core.tree import tree_map
 from mamllit.engine.evaluation import evaluate, readings
@@ -104,7 +105,7 @@ def test_the_rows_cover_what_is_said_to_be_known() -> None:
     modules = [importlib.import_module(f"mamllit.backbones.{m.name}") for m in pkgutil.iter_modules(mamllit.backbones.__path__)]
     own = {v for m in modules for v in vars(m).values() if inspect.isclass(v) and issubclass(v, nn.Module)}
     own = {v for v in own if v.__module__.startswith("mamllit.backbones")}
-    assert own - made == set()
+    assert own - made == {Timm}  # any network of timm: tests/backbones/test_timm.py
 
 
 # ---- faults, one by one ---------------------------------------------------------------------------------------------

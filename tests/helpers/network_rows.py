@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from mamllit.backbones import MLP, BatchStatNorm, Conv4
+from mamllit.backbones import MLP, BatchStatNorm, Conv4, Hog
 from mamllit.backbones.conv_pairs import ConvPairs
 from mamllit.backbones.heads import CosineHead
 from mamllit.backbones.resnet12 import ResNet12
 from mamllit.backbones.statistician import StatisticianDecoder, StatisticianEncoder
+from mamllit.backbones.timm_net import FixedNorm
 from mamllit.core.episode import Episode, Examples
 from mamllit.methods import MAML
 from mamllit.objectives import Classification
@@ -335,6 +336,8 @@ ROWS: dict[str, Row] = {
     ),
     "mamllit ResNet12": Row(lambda: ResNet12(2, WAYS, 16, (3, 3, 3, 3)), (2, 16, 16)),
     "mamllit CosineHead": Row(lambda: nn.Sequential(nn.Linear(12, 8), nn.Tanh(), CosineHead(8, WAYS)), (12,)),
+    "mamllit Hog": Row(lambda: nn.Sequential(Hog(4), nn.Linear(324, WAYS)), (2, 16, 16)),
+    "mamllit FixedNorm": images(lambda: FixedNorm(nn.BatchNorm2d(4))),
     "mamllit BatchStatNorm in a net of torch.nn": flat(lambda: BatchStatNorm(8, scale=True)),
 }
 
