@@ -23,7 +23,7 @@ _FROM = {
         "ImageFolderDataModule", "MiniImagenetDataModule", "OmniglotDataModule", "OmniglotStreamDataModule", "SineDataModule",
         "SineLineDataModule",
     ],
-    "mamllit.inference": ["adapt_folder"],
+    "mamllit.inference": ["adapt_folder", "fewshot"],
     "mamllit.methods": [
         "ANIL", "BMAML", "CAVIA", "IMAML", "LLAMA", "MAML", "MANN", "PLATIPUS", "FineTuning", "JointTraining",
         "LSTMLearner", "LinearProbe", "MAMLPlusPlus", "MTNet", "MatchingNetworks", "MemoryModule", "MetaLearnerLSTM",
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
         SineDataModule,
         SineLineDataModule,
     )
-    from mamllit.inference import adapt_folder
+    from mamllit.inference import adapt_folder, fewshot
     from mamllit.methods import (
         ANIL,
         BMAML,

@@ -76,9 +76,11 @@ class Timm(nn.Module):
         check_no_running_buffers(self.net)
         for module in self.net.modules():
             if hasattr(module, "inplace"):
-                module.inplace = False  # torch.func differentiates what it has seen
+                setattr(module, "inplace", False)  # noqa: B010  torch.func differentiates what it has seen
             if hasattr(module, "fused_attn") and not frozen:
-                module.fused_attn = False  # which has no second derivative
+                setattr(module, "fused_attn", False)  # noqa: B010  it has no second derivative
+        self.mean: Tensor
+        self.std: Tensor
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(config[name])[:, None, None], persistent=False)
         if frozen:

@@ -26,7 +26,7 @@ def contact_sheet(
 
     Args:
         support: class name -> [K, C, S, S], values in [0, 1]; up to ten images of a class are shown.
-        query: [n, C, S, S]; the first 300 are drawn, and the title says so.
+        query: [n, C, S, S], or the first of them: 300 are drawn, and the title says so.
         predicted: [n] class names, and `truth` likewise, None where unknown.
         probabilities: [n, N].
         dark_on_light: 1 is drawn black, as ink.
@@ -66,7 +66,7 @@ def contact_sheet(
         axes.text(centre, y + 1.04, text, ha="center", va="top", fontsize=6.5, color=color, linespacing=1.1)
     # imshow resets the limits
     axes.set(xlim=(0, width), ylim=(height, 0))
-    axes.set_title(title + (f" (the first {MOST} of {len(query)})" if drawn < len(query) else ""), fontsize=9)
+    axes.set_title(title + (f" (the first {MOST} of {len(predicted)})" if drawn < len(predicted) else ""), fontsize=9)
     return figure
 
 

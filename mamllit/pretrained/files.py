@@ -118,12 +118,12 @@ def read(name_or_path: str | Path) -> tuple[Checkpoint, dict[str, Tensor]]:
         entries = dict(json.loads(metadata[KEY]))
         if entries["format"] > FORMAT:
             raise ValueError(f"its format is {entries['format']}, and this mamllit reads up to {FORMAT}: install a newer one")
-        digest = entries.pop("digest", None)
+        written = entries.pop("digest", None)
         checkpoint = _checked(Checkpoint(**entries))
-        same = digest == _digest(entries, stored)
+        same = written == digest(entries, stored)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: the metadata entry {KEY!r} cannot be used: {error}") from error
-    if not same and (digest is not None or checkpoint.format > 1):
+    if not same and (written is not None or checkpoint.format > 1):
         raise ValueError(f"{path} has changed since it was written: its digest is another; copy or export it again")
     return checkpoint, {name: value.float() if value.dtype == torch.float16 else value for name, value in stored.items()}
 
@@ -135,7 +135,7 @@ def _checked(checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint
 
 
-def _digest(entries: Mapping[str, Any], stored: Mapping[str, Tensor]) -> str:
+def digest(entries: Mapping[str, Any], stored: Mapping[str, Tensor]) -> str:
     """SHA-256 of all that a file holds: its entries but the digest, and every tensor's name, type, shape and bytes."""
     found = hashlib.sha256(json.dumps(entries, sort_keys=True).encode())
     for name in sorted(stored):
@@ -165,7 +165,7 @@ def write(path: Path, checkpoint: Checkpoint, tensors: Mapping[str, Tensor], lim
     dtype = getattr(torch, checkpoint.stored_as)
     stored = {name: _rounded(value.detach().cpu(), dtype).contiguous().clone() for name, value in tensors.items()}
     entries = json.loads(json.dumps(asdict(checkpoint)))  # as a reader finds them
-    entries["digest"] = _digest(entries, stored)
+    entries["digest"] = digest(entries, stored)
     content = save(stored, {KEY: json.dumps(entries, separators=(",", ":"))})
     if len(content) > limit:
         raise ValueError(

@@ -28,10 +28,13 @@ def test_from_a_run_to_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     )  # fmt: skip
     printed = capsys.readouterr().out
     assert "class a: its 1 support image repeated to weigh as much as the largest class" in printed
-    assert "9 images, 3 classes, 5 inner steps; right " in printed
+    assert "9 images, 3 classes, toy, maml, 5 inner steps, transductive batch norm; right " in printed
+    assert "accuracy on the support itself (4 folds, 4 images; chance 33.3%):\n  maml" in printed.replace(
+        "leave-one-out", "4 folds"
+    )
     assert " of 9 whose class is known (" in printed
     assert "transductive batch norm: each prediction depends on the other query images" in printed
-    for name in ("predictions.csv", "contact_sheet.png"):
+    for name in ("predictions.csv", "contact_sheet.png", "report.html"):
         assert f": {tmp_path}/out/{name}" in printed
         assert (tmp_path / "out" / name).stat().st_size > 0
 
@@ -61,9 +64,26 @@ def test_help_names_every_argument(command: str, monkeypatch: pytest.MonkeyPatch
     assert stopped.value.code == 0
     printed = capsys.readouterr().out
     wanted = {
-        "adapt": ["--checkpoint", "--support", "--query", "--out", "--steps", "--batch_norm", "--trusted"],
+        "adapt": [
+            "--checkpoint",
+            "--features",
+            "--weights",
+            "--support",
+            "--query",
+            "--out",
+            "--head",
+            "--compare",
+            "--folds",
+            "--unsure",
+            "--save",
+            "--cache_dir",
+            "--steps",
+            "--batch_norm",
+            "--trusted",
+        ],
         "experiments": ["pattern", "--copy"],
         "export": ["run_dir", "--ckpt", "--out", "--dtype", "--limit", "--trusted"],
+        "predict": ["classifier", "query", "--out", "--unsure", "--cache_dir", "--trusted"],
         "results": ["add", "run_dir", "--to"],
         "rollout": ["checkpoint", "--task", "--steps", "--trajectories", "--seed", "--video", "--trusted"],
     }[command]

@@ -12,7 +12,7 @@ from mamllit.engine import cpu
 from mamllit.engine.evaluation import evaluate
 from mamllit.engine.meta_gradient import MetaGradient
 from mamllit.engine.uncertainty import active_learning, predictive
-from mamllit.inference.adapt import classify
+from mamllit.inference.classifier import classify
 from mamllit.methods import MAML
 from mamllit.objectives import Classification, Regression
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 
-from mamllit.cli.commands import adapt, experiments, export, results, rollout
+from mamllit.cli.commands import adapt, experiments, export, predict, results, rollout
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "adapt": adapt.main,
     "export": export.main,
     "experiments": experiments.main,
+    "predict": predict.main,
     "results": results.main,
     "rollout": rollout.main,
 }
