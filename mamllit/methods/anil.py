@@ -74,7 +74,7 @@ class ANIL(Method):
         return self._start(ways, next(self.backbone.parameters()))
 
     def step(self, state: Params, support: Examples) -> Params:
-        """One more inner step by itself, for whom each has a support of its own (`MetaPolicy`)."""
+        """One inner step by itself, for a system whose steps each have a support of their own (`MetaPolicy`)."""
         return self._stepped(state, self._features(support.x), support)
 
     def trajectory(self, support: Examples, steps: int) -> list[Params]:

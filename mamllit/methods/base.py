@@ -32,7 +32,7 @@ class Method(nn.Module, ABC):
     vectorised: ClassVar[bool] = True  # False where the verbs cannot run under `torch.func.vmap`: episodes then run one by one
 
     counted: ClassVar[str] = "gradient steps"  # what `curve` counts
-    reads_features: ClassVar[bool] = False  # True where the backbone's outputs are features, as many as it likes
+    reads_features: ClassVar[bool] = False  # True where the backbone's outputs are features, of any number
 
     @abstractmethod
     def adapt(self, support: Examples, steps: int | None = None) -> State:

@@ -5,8 +5,8 @@ and the authors' code, model/baselines/pre-trained-SGD.lua.
 
     theta_{t+1} = theta_t - inner_lr / (1 + t decay) grad L_support(theta_t),    t = 0, ..., inner_steps - 1 (15)
 
-Meta-training is none: the experiment's file has `max_steps: 0`, begins with a pre-trained run (`--init_from`), whose head has
-other classes and is left out, and chooses inner_lr (and decay) on meta-val by `mamllit.callbacks.TunedStepSize`, once per
+There is no meta-training: the experiment's file has `max_steps: 0`, begins with a pre-trained run (`--init_from`), without its
+head, which has other classes, and chooses inner_lr (and decay) on meta-val by `mamllit.callbacks.TunedStepSize`, once per
 number of shots.
 
 Departures: the norm uses the statistics of the batch; the authors' takes, for the query, the running ones, most of which come

@@ -1,4 +1,4 @@
-"""iMAML: the meta-gradient from the place where the inner loop ends, whatever way it took there.
+"""iMAML: the meta-gradient from the point where the inner loop ends, whatever path led there.
 
 A. Rajeswaran, C. Finn, S. Kakade, S. Levine: Meta-Learning with Implicit Gradients, NeurIPS 2019, arXiv 1909.04630. The
 inner loop minimises the support loss plus lambda / 2 times the squared distance to theta. At its minimum phi the
@@ -10,8 +10,8 @@ is zero and whose gradient with respect to theta is g: <theta, g> less its own v
 leaves alone (batch norm's) move phi too; the same theorem gives that part of their gradient, - 1 / lambda d <grad L_s(phi),
 g>. So the engine needs to know nothing of all this.
 
-Departures: all inner steps are taken on the regularised loss, as in the paper (the authors' code takes one so, after all
-others without); a test adapts with lambda as well (theirs: 0); frozen parameters as in `mamllit.methods.maml`.
+Departures: all inner steps are taken on the regularised loss, as in the paper (the authors' code takes only the last
+one so); a test adapts with lambda as well (theirs: 0); frozen parameters as in `mamllit.methods.maml`.
 
     >>> import torch
     >>> from mamllit import Examples, IMAML, MLP, Regression

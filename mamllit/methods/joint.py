@@ -34,9 +34,9 @@ class JointTraining(InnerLoopMethod):
     """Train on all examples of all tasks; adapt at test only.
 
     Args:
-        backbone, objective, reduction, frozen: as in `MAML`. Meant for regression: classes are others in each task.
+        backbone, objective, reduction, frozen: as in `MAML`. Meant for regression: classes differ between tasks.
         inner_lr: step size of adaptation at test.
-        inner_steps: steps that `adapt` makes where it is not told.
+        inner_steps: steps of `adapt`, unless told otherwise.
 
     Raises:
         ValueError: as in `MAML`.

@@ -1,4 +1,4 @@
-"""A new head on features that stay as they are: what is mostly used today.
+"""A new head on frozen features: the most common method today.
 
 W.-Y. Chen, Y.-C. Liu, Z. Kira, Y.-C. F. Wang, J.-B. Huang: A Closer Look at Few-shot Classification, ICLR 2019, arXiv
 1904.04232: "Baseline" (a linear head) and "Baseline++" (logits = scale times the cosine with a vector per class).
@@ -8,7 +8,7 @@ W.-Y. Chen, Y.-C. Liu, Z. Kira, Y.-C. F. Wang, J.-B. Huang: A Closer Look at Few
 The features come from a pre-trained network (`mamllit.systems.PreTrainer`, `--init_from` its run; the experiment has
 `max_steps: 0`).
 
-Departures: gradient descent on the whole support in the place of SGD on batches of 4 with momentum and dampening for 100
+Departures: gradient descent on the whole support instead of SGD on batches of 4 with momentum and dampening for 100
 epochs; the linear head begins at zero and the cosine head at the class means, so that it is the nearest mean before its first
 step.
 

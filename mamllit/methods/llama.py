@@ -43,8 +43,8 @@ class LLAMA(InnerLoopMethod):
         backbone, objective, inner_lr, inner_steps, reduction, first_order, frozen: as in `MAML`.
         damping: lambda; sqrt(lambda) is added to the diagonal of both factors of a layer.
         log_det_weight: eta (the paper: 1e-6); with 0 it is MAML.
-        labels: of the Fisher: "expected" takes the mean over all labels that the model may give, which needs a pass back for
-            each class; "sampled" one random combination of them per example.
+        labels: of the Fisher: "expected" takes the mean over all labels that the model may give, with a backward pass for each
+            class; "sampled" one random combination of them per example.
         models: how many are sampled at test, whose predictions are averaged; 0 predicts with the adapted parameters alone.
 
     Raises:
@@ -93,7 +93,7 @@ class LLAMA(InnerLoopMethod):
         return gradient_step(support_loss, state, self.adapted, self.inner_lr, self.first_order)
 
     def trajectory(self, support: Examples, steps: int) -> list[Params]:
-        """As ever; with `models`, each state also has the sampled models, [P, ...] under the names "sampled.<parameter>"."""
+        """As in `MAML`; with `models`, a state also has the sampled models, [P, ...] under the names "sampled.<parameter>"."""
         states = super().trajectory(support, steps)
         return [{**state, **self.sampled(state, support)} for state in states] if self.models else states
 

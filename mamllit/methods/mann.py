@@ -1,4 +1,4 @@
-"""MANN: a recurrent network with an external memory that learns to bind what it sees to the labels that it is told.
+"""MANN: a recurrent network with an external memory, which learns to bind images to the labels shown after them.
 
 A. Santoro, S. Bartunov, M. Botvinick, D. Wierstra, T. Lillicrap: Meta-Learning with Memory-Augmented Neural Networks, ICML
 2016 (One-shot Learning with Memory-Augmented Neural Networks, arXiv 1605.06065).
@@ -103,7 +103,7 @@ class LSTMLearner(StreamMethod):
         return self.run(in_rounds(support))[1]
 
     def predict(self, state: tuple[Tensor, ...], x: Tensor) -> Tensor:
-        """Each of `x` [n, ...] is answered as if it came next."""
+        """The outputs for each of `x` [n, ...], as if it came next."""
         label = Controller(*state[:3]).label
         given = self.see(x, label.expand(len(x), -1))
         each = tuple(value.expand(len(x), *value.shape) for value in state)
@@ -112,7 +112,7 @@ class LSTMLearner(StreamMethod):
     # ---- one step ----------------------------------------------------------------------------------------------------
 
     def run(self, stream: Examples) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The answers to a stream, [L, N], and the state after it."""
+        """The outputs for a stream, [L, N], and the state after it."""
         if stream.ways != self.ways:
             raise ValueError(f"the stream has {stream.ways} ways, but the network's last layer {self.ways}; give both the same")
         labels = F.one_hot(stream.y, self.ways).to(self.out.weight.dtype)
@@ -125,11 +125,11 @@ class LSTMLearner(StreamMethod):
         return self.out(torch.stack(known)), (hidden, cell, labels[-1], *rest)
 
     def see(self, x: Tensor, labels: Tensor) -> Tensor:
-        """What images `x` [n, ...] and `labels` [n, N] of the images before give to the gates: all of a stream at once."""
+        """The gates' inputs from images `x` [n, ...] and the `labels` [n, N] of the images before, for a whole stream."""
         return self.given(torch.cat([self.backbone(x).flatten(1), labels], -1))
 
     def begin(self, like: Tensor) -> tuple[Tensor, ...]:
-        """The state before the first image, of the kind of `like`."""
+        """The state before the first image, with the dtype and device of `like`."""
         zeros = like.new_zeros(self.hidden)
         return Controller(zeros, zeros, like.new_zeros(self.ways))
 

@@ -102,7 +102,7 @@ class MemoryModule(StreamMethod):
         return F.normalize(self.query(features), dim=-1)
 
     def empty(self, slots: int, labels: int, like: Tensor) -> RareMemory:
-        """A memory that holds nothing, of the kind of `like`."""
+        """An empty memory, with the dtype and device of `like`."""
         integers = like.new_zeros((), dtype=torch.long)
         return RareMemory(
             like.new_zeros(slots, self.features), integers.new_full((slots,), EMPTY), like.new_zeros(slots),

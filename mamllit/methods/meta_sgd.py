@@ -1,4 +1,4 @@
-"""Meta-SGD: the initialisation and a step size for every single parameter, both meta-learned.
+"""Meta-SGD: the initialisation and a step size for every parameter, both meta-learned.
 
 Z. Li, F. Zhou, F. Chen, H. Li: Meta-SGD: Learning to Learn Quickly for Few-Shot Learning, 2017, arXiv 1707.09835. The inner
 step is phi = theta - alpha o grad L_s(theta), alpha of theta's shape and o element by element: the direction of a step is
@@ -38,7 +38,7 @@ class MetaSGD(InnerLoopMethod):
     Args:
         backbone, objective, inner_steps, reduction, frozen, head: as in `MAML`. The rows of a head that starts at zero or
             shared share their step sizes, one per feature and one for the bias.
-        inner_lr: bounds between which the step sizes are drawn, uniformly and each for itself, before meta-training (the
+        inner_lr: bounds between which the step sizes are drawn, uniformly and independently, before meta-training (the
             paper: 0.005 and 0.1); equal bounds give all the same.
 
     Raises:
