@@ -5,7 +5,6 @@ asked; a test at the end of `fit`; a `test` that takes the run's checkpoint, or 
 weights; and the commands of `mamllit.cli.commands`, which need no Trainer.
 """
 
-import json
 import os
 import sys
 import warnings
@@ -31,7 +30,7 @@ from mamllit.cli.assemble import check_written, equip, plugins, refuse_strategy
 from mamllit.cli.errors import DEBUG, Parser
 from mamllit.cli.quiet import quiet
 from mamllit.cli.run_directory import is_first_process
-from mamllit.cli.save_config import SaveConfig, seed_name, seed_of
+from mamllit.cli.save_config import SaveConfig, plain, seed_name, seed_of
 from mamllit.cli.start import Start
 from mamllit.data import EpisodicDataModule
 from mamllit.data.images import weights_meet
@@ -64,7 +63,10 @@ class MamllitCLI(LightningCLI):
 
     pretrained: Path | None = None  # a safetensors file to evaluate; Lightning would take its own checkpoints only
 
-    def __init__(self, *args: Any, until_the_end: ExitStack, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, until_the_end: ExitStack, commands: Sequence[str] = tuple(TRAINER_COMMANDS), **kwargs: Any
+    ) -> None:
+        self.commands = commands  # a parser is made for each, and takes a tenth of a second
         self.until_the_end = until_the_end  # releases what is held, however the command ends
         super().__init__(*args, **kwargs)
 
@@ -80,10 +82,9 @@ class MamllitCLI(LightningCLI):
                 raise ValueError(f"{named}; it is for `fit`. To evaluate a checkpoint, use --ckpt_path")
             config.init_from = None  # where a YAML says with what its training begins
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Without `predict`: there is nothing to predict before a task is adapted to, which `mamllit adapt` does."""
-        return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name in TRAINER_COMMANDS}
+        return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name in self.commands}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -245,16 +246,20 @@ def read(*files: Path, more: Sequence[str] = (), kind: type[MamllitCLI] = Settin
 def settings(file: Path) -> dict[str, Any]:
     """The whole configuration that an experiment's file stands for, as plain values."""
     cli = read(file)
-    return json.loads(cli.parser.dump(cli.config, skip_none=False, format="json_compact"))
+    return plain(cli.parser, cli.config)
 
 
 def run(args: ArgsType = None) -> MamllitCLI:
     """Run the command line with `args` (default: the process's), as LightningCLI does; returns it with its trainer."""
-    about = {name: {"description": f"mamllit {name}: {text}."} for name, text in TRAINER_COMMANDS.items()}
+    words = sys.argv[1:] if args is None else args
+    asked = words[0] if isinstance(words, list) and words else ""
+    commands = [asked] if asked in TRAINER_COMMANDS else list(TRAINER_COMMANDS)
+    about = {name: {"description": f"mamllit {name}: {TRAINER_COMMANDS[name]}."} for name in commands}
     quiet()
     with ExitStack() as until_the_end:
         try:
-            return _program(MamllitCLI, args, until_the_end, parser_kwargs={"description": "mamllit", **about})
+            described = {"description": "mamllit", **about}
+            return _program(MamllitCLI, args, until_the_end, commands=commands, parser_kwargs=described)
         except Stopped as stopped:
             if not is_first_process():  # where one process fails, launchers kill the others, and the first may still be writing
                 sys.exit(0)

@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import CSVLogger, Logger
 
 from mamllit.runs import loggers, tracking
 
@@ -27,9 +27,10 @@ class SaveConfig(SaveConfigCallback):
         if stage == "fit":
             path = Path(trainer.default_root_dir) / "config.yaml"
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.as_asked, str(path), skip_none=False, overwrite=True, multifile=False)
-        resolved = json.loads(self.parser.dump(self.config, skip_none=False, format="json_compact"))
-        resolved["experiment"] = self._described(trainer, resolved)
+            self.parser.save(self.as_asked, str(path), skip_none=False, skip_validation=True, overwrite=True, multifile=False)
+        resolved = plain(self.parser, self.config)
+        if not all(isinstance(logger, CSVLogger) for logger in trainer.loggers):  # a file in the run directory needs no name
+            resolved["experiment"] = self._described(trainer, resolved)
         for logger in trainer.loggers:
             if isinstance(logger, Logger):
                 logger.log_hyperparams(resolved)
@@ -40,11 +41,17 @@ class SaveConfig(SaveConfigCallback):
         if file is not None:
             try:
                 asked = self.parser.parse_path(file)
-                before = json.loads(self.parser.dump(asked, skip_none=False, format="json_compact"))
+                before = plain(self.parser, asked)
             except (ArgumentError, SystemExit):  # a file that is not a complete experiment
                 file = None
         group = next((str(entry.init_args.group) for entry in loggers.wandb_entries(self.config.trainer.logger)), "")
         return tracking.describe(group, seed_of(self.config), file, before, resolved)
+
+
+def plain(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:
+    """A configuration that was parsed, as plain values, defaults included."""
+    found: dict[str, Any] = json.loads(parser.dump(config, skip_none=False, skip_validation=True, format="json_compact"))
+    return found
 
 
 def seed_of(config: Any) -> int | None:

@@ -100,7 +100,7 @@ def header(file: Path) -> dict[str, str]:
 
 def of_system(config: Mapping[str, Any]) -> dict[str, Any]:
     """The system's settings in a configuration. One of an older version may name no system: they are what `model` holds."""
-    model: dict[str, Any] = config["model"]
+    model: dict[str, Any] = config.get("model") or {}
     return model.get("init_args") or model
 
 

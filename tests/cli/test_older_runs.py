@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cli_runs import QUIET, REPOSITORY, result
+from cli_runs import QUIET, REPOSITORY, SINE, result
 from toy_runs import toy_folders, toy_image
 
 from mamllit import cli
+from mamllit.cli.program import read
 from mamllit.inference.adapt import adapt_folder
 from mamllit.pretrained.export import export
 
@@ -37,7 +38,7 @@ def test_an_older_run_is_tested_trained_on_exported_and_adapted(older: Path) -> 
 
     exported = export(older)
     support, query = toy_folders(Path("own"))
-    assert len(adapt_folder(exported, support, query).files) == 9
+    assert len(adapt_folder(checkpoint=exported, support=support, query=query).files) == 9
 
     more = ["--model.method.init_args.first_order", "true", "--trainer.max_steps", "3", "--test_after_fit", "false"]
     done = cli.run(["fit", *settings, *more])
@@ -45,3 +46,20 @@ def test_an_older_run_is_tested_trained_on_exported_and_adapted(older: Path) -> 
     cli.run(["fit", "-c", str(older / "config.yaml"), "--run_name", "again", "--test_after_fit", "false"])
     written = yaml.safe_load(Path("runs/older/again/config.yaml").read_text())["model"]
     assert set(written) == {"class_path", "init_args"} and written["class_path"].endswith(".MetaLearner")
+
+
+@pytest.mark.parametrize("file", [Path(SINE), OLDER / "config.yaml"], ids=["names its system", "names none"])
+def test_settings_of_the_model_are_changed_with_and_without_init_args(file: Path) -> None:
+    long = read(file, more=["--model.init_args.log_every", "7", "--model.init_args.method.init_args.inner_lr", "0.5"])
+    short = read(file, more=["--model.log_every", "7", "--model.method.inner_lr", "0.5"])
+    middle = read(file, more=["--model.log_every", "7", "--model.method.init_args.inner_lr", "0.5"])
+    assert long.config.model == short.config.model == middle.config.model
+    assert (long.config.model.init_args.log_every, long.config.model.init_args.method.init_args.inner_lr) == (7, 0.5)
+
+
+def test_a_misspelt_setting_of_the_model_is_refused_in_few_words(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        read(Path(SINE), more=["--model.logevery", "7"])
+    said = capsys.readouterr().err
+    assert "Option 'logevery' is not accepted" in said
+    assert "Subtypes" not in said and "NoneType" not in said
