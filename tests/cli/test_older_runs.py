@@ -10,7 +10,7 @@ from toy_runs import toy_folders, toy_image
 
 from mamllit import cli
 from mamllit.cli.program import read
-from mamllit.inference.adapt import adapt_folder
+from mamllit.inference.adapt import Settings, adapt_folder
 from mamllit.pretrained.export import export
 
 pytestmark = QUIET
@@ -38,7 +38,7 @@ def test_an_older_run_is_tested_trained_on_exported_and_adapted(older: Path) -> 
 
     exported = export(older)
     support, query = toy_folders(Path("own"))
-    assert len(adapt_folder(checkpoint=exported, support=support, query=query).files) == 9
+    assert adapt_folder(support, query, settings=Settings(checkpoint=exported)).probabilities.shape == (9, 3)
 
     more = ["--model.method.init_args.first_order", "true", "--trainer.max_steps", "3", "--test_after_fit", "false"]
     done = cli.run(["fit", *settings, *more])
@@ -48,8 +48,10 @@ def test_an_older_run_is_tested_trained_on_exported_and_adapted(older: Path) -> 
     assert set(written) == {"class_path", "init_args"} and written["class_path"].endswith(".MetaLearner")
 
 
-@pytest.mark.parametrize("file", [Path(SINE), OLDER / "config.yaml"], ids=["names its system", "names none"])
-def test_settings_of_the_model_are_changed_with_and_without_init_args(file: Path) -> None:
+@pytest.mark.parametrize("named", [True, False])
+def test_settings_of_the_model_are_changed_with_and_without_init_args(named: bool, tmp_path: Path) -> None:
+    document, file = yaml.safe_load(Path(SINE).read_text()), tmp_path / "sine.yaml"
+    file.write_text(yaml.safe_dump(document if named else {**document, "model": document["model"]["init_args"]}))
     long = read(file, more=["--model.init_args.log_every", "7", "--model.init_args.method.init_args.inner_lr", "0.5"])
     short = read(file, more=["--model.log_every", "7", "--model.method.inner_lr", "0.5"])
     middle = read(file, more=["--model.log_every", "7", "--model.method.init_args.inner_lr", "0.5"])
