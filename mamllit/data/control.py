@@ -25,7 +25,7 @@ class TaskBatch(NamedTuple):
 
     @property
     def noise(self) -> Noise:
-        """The noise of their trajectories: their own, on whatever process they are."""
+        """The noise of their trajectories, which is the same on whichever process they run."""
         return Noise(int(self.seed), SPLITS[int(self.split)], tuple(self.number.tolist()))
 
 

@@ -94,7 +94,7 @@ class EpisodicDataModule(L.LightningDataModule, ABC):
         meta_batch_size: B, episodes per meta-update over all ranks together (the paper's meta-batch).
         evaluation: how it validates and tests, see `Evaluation`.
         seed: of the training episodes; None takes the seed of `seed_everything`.
-        num_workers: processes that draw episodes ahead; 0 is fast, for drawing is.
+        num_workers: processes that draw episodes ahead; 0 is fast, because drawing is.
 
     Raises:
         ValueError: for a number below its bound or an unknown protocol; at `setup`, when the ranks do not divide B.
@@ -229,7 +229,7 @@ class EpisodicDataModule(L.LightningDataModule, ABC):
         return self._loader(_Draws(draw, self._trained_on, None), _Stream)
 
     def _trained_on(self) -> int:
-        """Meta-batches of the train stream that lie behind the run: in all epochs and sessions, whatever a step accumulates.
+        """Meta-batches of the train stream that the run has used, in all epochs and sessions, whatever a step accumulates.
 
         Lightning's `overfit_batches` asks for the same ones in every epoch.
         """
@@ -319,7 +319,7 @@ class _Loader(DataLoader):
 
 
 class _Stream(_Loader):
-    """Says to Lightning, which warns otherwise, that a run may be resumed within an epoch: see `_trained_on`."""
+    """Tells Lightning, which would warn, that a run may be resumed within an epoch: see `_trained_on`."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -30,7 +30,7 @@ class ImageDraw(NamedTuple):
 
 
 class ImageDataModule(EpisodicDataModule):
-    """Base of the image data sets; a subclass says how to `load` the three pools, and no more is needed:
+    """Base of the image data sets; a subclass only has to `load` the three pools:
 
         import torch
         from mamllit.data import ClassPool, ImageDataModule
@@ -109,7 +109,7 @@ class ImageDataModule(EpisodicDataModule):
     # ---- how the images were prepared, and the weights that are to see them --------------------------------------------
 
     def stored(self) -> Preparation:
-        """How the images in the pools were prepared; here what their shape tells."""
+        """How the images in the pools were prepared, as far as their shape tells."""
         _, channels, side, _ = next(iter(self.pools.values())).images.shape
         return Preparation(side, channels)
 
@@ -120,9 +120,9 @@ class ImageDataModule(EpisodicDataModule):
         return replace(stored, invert=self.invert == "ink" or stored.invert != self.inverted)
 
     def meet(self, weights: Preparation, name: str) -> None:
-        """Weights of a checkpoint that were trained on images of this preparation are to see these ones.
+        """To be called before weights that were trained on images of this preparation see these images.
 
-        Ink that is 0 here and 1 for the weights is mended, where `invert` leaves it open; any other difference is refused, at
+        Ink that is 0 here and 1 for the weights is inverted, where `invert` leaves it open; any other difference is refused, at
         once or at `setup`.
 
         Raises:
@@ -177,7 +177,7 @@ class ImageDataModule(EpisodicDataModule):
         asked = [("train", self.shots + self.queries)] if stage == "fit" and self.plain is None else []
         splits = {"fit": ("val",), "validate": ("val",), "test": ("test",)}.get(stage, ())
         asked += [(e.split, e.shots + e.queries) for split in splits for e in self.evaluation_sets(split)]  # type: ignore[arg-type]
-        for split, per_class in asked:  # one draw each tells, before hours are spent
+        for split, per_class in asked:  # one draw of each finds out before hours are spent
             draw_image_episodes(
                 self.pools[split].offsets, self._ways(split), per_class, seed=0, split=split, first=0, count=1, rotate=False
             )

@@ -22,7 +22,7 @@ PERMUTATION, AUGMENTATION = 1, 2  # streams of random numbers beside that of the
 
 @dataclass(frozen=True)
 class PlainBatches:
-    """How a data module trains on plain batches in the place of episodes.
+    """How a data module trains on plain batches instead of episodes.
 
     Args:
         batch_size: images per update over all ranks together.

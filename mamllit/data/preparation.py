@@ -1,7 +1,7 @@
-"""How pictures become a network's input: what a data module gives, what a checkpoint's weights have seen, and what must agree.
+"""How pictures become a network's input: as a data module does it, as weights know it, and where both must agree.
 
 A checkpoint carries the `Preparation` of the images that it was trained on. Wherever weights meet data it is compared with that
-of the data module: weights that know ink as 1 are at a loss where paper is 1, and nothing but the accuracy would tell.
+of the data module: weights that know ink as 1 fail where paper is 1, and only the accuracy would show it.
 """
 
 from collections.abc import Callable, Mapping
@@ -43,7 +43,7 @@ class Preparation:
         return asdict(self)
 
     def differences(self, data: "Preparation", name: str) -> list[str]:
-        """What weights of this preparation cannot bear in `data`, but for the ink; sentences for an error.
+        """Differences of `data` that weights of this preparation cannot cope with, except the ink; sentences for an error.
 
         Args:
             data: the preparation of the images that the weights are to see.

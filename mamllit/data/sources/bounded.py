@@ -1,4 +1,4 @@
-"""Reading files that strangers made: regular files only, whole, and no more of them than is sensible."""
+"""Reads files of unknown origin: only regular files, and only up to a sensible size."""
 
 import os
 import stat

@@ -2,7 +2,7 @@
 
 The arrays are loaded as copy-on-write memory maps, so that the processes of one machine share the pages and loading costs
 next to nothing. They are written image by image as these are decoded, never held in memory, and take the cache's name when
-they are whole. Nothing here knows a particular data set.
+they are complete. Nothing here depends on a particular data set.
 """
 
 import errno
@@ -166,7 +166,7 @@ def _put_in_place(fresh: Path, folder: Path, fingerprint: str) -> None:
             if _read(folder, fingerprint) is not None:
                 return
         except DAMAGE:
-            pass  # damaged, or moved away under our eyes
+            pass  # damaged, or just moved away
         old = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex}")
         try:
             os.replace(folder, old)

@@ -1,4 +1,4 @@
-"""Fetching one file over HTTP: resumed where it broke off, checked, and put in place whole or not at all."""
+"""Fetches one file over HTTP: resumed where it broke off, checked, and put in place complete or not at all."""
 
 import base64
 import binascii
