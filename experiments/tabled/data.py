@@ -44,7 +44,8 @@ class Cell:
         """The cell with the seeds that made all iterations and changed no setting; None without any, and for a demo."""
         if self.name.startswith("demo"):  # shorter than the paper's run
             return None
-        seeds = {s: r for s, r in self.seeds.items() if r["steps_done"] >= self.steps_asked and not r["changed"]}
+        made = {seed: record.get("of_steps", record["steps_done"]) for seed, record in self.seeds.items()}
+        seeds = {s: r for s, r in self.seeds.items() if made[s] >= self.steps_asked and not r["changed"]}
         return replace(self, seeds=seeds) if seeds else None
 
     @property

@@ -23,7 +23,7 @@ def finished() -> str:
                 steps = sorted(values)
                 yield [
                     link + f", tested with K = {_shots(cell, name)}" * (metric != "accuracy"),
-                    f"{cell.steps_asked:,}",
+                    _iterations(cell),
                     " / ".join(map(str, steps)),
                     " / ".join(measured(cell, name, step) for step in steps),
                     " / ".join(interval(metric, values[step], ci95.get(step)) for step in steps),
@@ -31,6 +31,13 @@ def finished() -> str:
                 ]  # fmt: skip
 
     return markdown(["experiment", "iterations", "inner steps", "measured here", "published", "seeds"], rows())
+
+
+def _iterations(cell: Cell) -> str:
+    """As many as were made; of a best checkpoint, as many as it has behind it too."""
+    behind = sorted({record["steps_done"] for record in cell.seeds.values()})
+    best = "" if behind == [cell.steps_asked] else f", best on meta-val at {' and '.join(f'{steps:,}' for steps in behind)}"
+    return f"{cell.steps_asked:,}{best}"
 
 
 def _shots(cell: Cell, name: str) -> int:

@@ -163,12 +163,28 @@ def test_results_add_files_a_run(
     assert str(fitted.root) not in path.read_text()
     assert "command" not in kept
     assert results.text(kept) == path.read_text()
-    longer = {**kept, "steps_done": 23}
+    longer = {**kept, "of_steps": 23}
     path.write_text(json.dumps(longer))
     with pytest.raises(
         SystemExit, match=r"^mamllit results: \S+ is about 23 iterations, and this run made 22; remove the file"
     ):
         call(monkeypatch, "results", "add", fitted.run, "--to", tmp_path)
+
+
+def test_where_a_run_began_is_kept_without_the_machine_s_folders(
+    fitted: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(fitted.run, run)
+    result = json.loads((run / "result.json").read_text())
+    for name, kept in (
+        ("/home/me/runs/pretrain/toy/seed_0/checkpoints/best.ckpt", "runs/pretrain/toy/seed_0/checkpoints/best.ckpt"),
+        ("/home/me/best.ckpt", "best.ckpt"),
+        ("maml_toy", "maml_toy"),
+    ):
+        result["fit"]["started_from"] = {"name": name, "steps_done": 6, "seed": None}
+        (run / "result.json").write_text(json.dumps(result))
+        assert results.record(run)["started_from"] == {"name": kept, "steps_done": 6, "seed": None}
 
 
 def test_results_add_refuses_what_is_no_result(

@@ -31,6 +31,7 @@ def test_every_result_belongs_to_an_experiment_and_a_seed() -> None:
         assert (REPOSITORY / "experiments" / f"{name}.yaml").is_file()
         assert record["results"]
         assert record["commit"]
+        assert not (record.get("started_from") or {"name": ""})["name"].startswith("/")
 
 
 @pytest.fixture
@@ -87,6 +88,11 @@ def test_a_shorter_run_or_another_setting_is_never_among_the_finished(place: Pat
     row = results.begun().splitlines()[-1]
     assert row.startswith(f"| `maml/toy` | **{change.get('steps_done', 100)} / 100** | 1 | 60.0 ± 2.0% |")
     assert row.endswith("| `model.lr` |" if "changed" in change else "|  |")
+
+
+def test_the_best_checkpoint_of_a_finished_run_is_said_to_be_one(place: Path) -> None:
+    put(place, 0, 0.6, steps_done=40, of_steps=100, checkpoint="best")
+    assert "| 100, best on meta-val at 40 | 1 | 60.0 ± 2.0% |" in results.finished()
 
 
 def test_only_the_seeds_that_are_finished_count(place: Path) -> None:

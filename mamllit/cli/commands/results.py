@@ -57,8 +57,9 @@ def record(run_dir: str | Path) -> dict[str, Any]:
         "metric": result["metric"],
         "checkpoint": _checkpoint(result),
         "steps_done": result["steps_done"],
+        "of_steps": _made(result),
         "changed": changes(experiment, config),
-        "started_from": fit.get("started_from"),
+        "started_from": _portable(fit.get("started_from")),
         "seconds": fit.get("seconds"),
         "commit": fit.get("commit") if result["steps_done"] else result["commit"],  # untrained weights are those of the test
         "tested_at": result["commit"],
@@ -97,10 +98,28 @@ def changes(experiment: Mapping[str, Any], config: Mapping[str, Any]) -> dict[st
     return {name: {"experiment": asked[name], "run": had[name]} for name in names}
 
 
+def _portable(origin: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What a run began with, without the folder of the machine that its file lay in: from `runs/` on, else the name alone."""
+    if origin is None:
+        return None
+    name = Path(origin["name"])
+    if name.is_absolute():
+        parts = name.parts
+        name = Path(*parts[parts.index("runs") :]) if "runs" in parts else Path(name.name)
+    return {**origin, "name": name.as_posix()}
+
+
 def _checkpoint(result: Mapping[str, Any]) -> str:
     best = (result.get("best_checkpoint") or {}).get("step")
     last = (result.get("fit") or {}).get("steps_asked")
     return "best" if result["steps_done"] == best != last else "last"
+
+
+def _made(result: Mapping[str, Any]) -> int:
+    """The iterations of the whole run; its best checkpoint has fewer behind it."""
+    fit = result.get("fit") or {}
+    whole = _checkpoint(result) == "best" and "stopped" not in fit
+    return int(fit["steps_asked"] if whole else result["steps_done"])
 
 
 def add(run_dir: str | Path, to: str | Path = FOLDER) -> Path:
@@ -115,10 +134,11 @@ def add(run_dir: str | Path, to: str | Path = FOLDER) -> Path:
         raise FileNotFoundError(f"there is no folder {folder}; call this in a clone of mamllit, or name a folder with --to")
     kept = record(run_dir)
     path = folder / kept["cell"] / f"seed_{kept['seed']}.json"
-    if path.exists() and (known := json.loads(path.read_text(encoding="utf-8")))["steps_done"] > kept["steps_done"]:
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"steps_done": 0}
+    if (before := known.get("of_steps", known["steps_done"])) > kept["of_steps"]:
         raise ValueError(
-            f"{path} is about {known['steps_done']:,} iterations, and this run made {kept['steps_done']:,}; remove the file to "
-            "file the shorter run"
+            f"{path} is about {before:,} iterations, and this run made {kept['of_steps']:,}; remove the file to file "
+            "the shorter run"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     durable.write(path, text(kept))
