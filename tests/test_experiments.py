@@ -7,6 +7,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -36,6 +37,12 @@ pytestmark = pytest.mark.filterwarnings(r"ignore:(?s).*eprecat.*")  # Lightning'
 def reader() -> MamllitCLI:
     """The command line, whose parser reads all files: to make one takes half as long as to read a file."""
     return read(CELLS[0])
+
+
+@cache
+def document(path: Path) -> dict[str, Any]:
+    """An experiment as it is written, read once for all rules."""
+    return yaml.safe_load(path.read_text())
 
 
 @cache
@@ -92,13 +99,13 @@ def test_files_parse_and_their_objects_can_be_made() -> None:
 
 
 def test_the_system_is_named() -> None:
-    assert not [name(path) for path in CELLS if set(yaml.safe_load(path.read_text())["model"]) != {"class_path", "init_args"}]
+    assert not [name(path) for path in CELLS if set(document(path)["model"]) != {"class_path", "init_args"}]
 
 
 def test_run_directories_and_groups_mirror_the_path() -> None:
     wrong = []
     for path in CELLS:
-        trainer = yaml.safe_load(path.read_text())["trainer"]
+        trainer = document(path)["trainer"]
         group = next(entry for entry in trainer["logger"] if entry["class_path"].endswith("WandbLogger"))["init_args"]["group"]
         if (trainer["default_root_dir"], group) != (f"runs/{name(path)}", name(path)):
             wrong.append(f"{name(path)}: {trainer['default_root_dir']}, {group}")
@@ -108,17 +115,17 @@ def test_run_directories_and_groups_mirror_the_path() -> None:
 def test_what_the_numbers_hang_on_is_written_down() -> None:
     wrong = {}
     for path in CELLS:
-        document = yaml.safe_load(path.read_text())
+        written = document(path)
         if path not in MEASURED:
             continue
-        settings = document["model"]["init_args"]
-        method = settings.get("method", document["model"])  # a pre-training has none
-        data = document["data"]["init_args"]
+        settings = written["model"]["init_args"]
+        method = settings.get("method", written["model"])  # a pre-training has none
+        data = written["data"]["init_args"]
         taken = inspect.signature(pkgutil.resolve_name(method["class_path"])).parameters
         missing = {"reduction", "inner_lr", "inner_steps", "first_order"} & set(taken) - set(method["init_args"])
         needed = {"shots", "plain"} if "plain" in data else {"shots", "queries", "meta_batch_size"}
         needed = {"length", "order", "meta_batch_size"} if "length" in data else needed  # streams
-        missing |= {"seed_everything"} - set(document) | needed - set(data)
+        missing |= {"seed_everything"} - set(written) | needed - set(data)
         if missing:
             wrong[name(path)] = missing
     assert not wrong, wrong
@@ -149,9 +156,9 @@ def test_published_values_stand_beside_sets_that_are_measured() -> None:
 def test_runs_end_with_a_validation_and_a_checkpoint() -> None:
     wrong = []
     for path in CELLS:
-        document = yaml.safe_load(path.read_text())
-        steps = document["trainer"]["max_steps"]
-        every = (document["trainer"]["val_check_interval"], document["checkpoint_last"]["every_n_train_steps"])
+        written = document(path)
+        steps = written["trainer"]["max_steps"]
+        every = (written["trainer"]["val_check_interval"], written["checkpoint_last"]["every_n_train_steps"])
         wrong += [f"{name(path)}: {steps}, {every}"] if any(steps % interval for interval in every) else []
     assert not wrong, wrong
 
@@ -163,7 +170,7 @@ def test_there_is_an_overlay_for_each_kind_of_hardware() -> None:
 def test_overlays_touch_neither_model_nor_data() -> None:
     alone = reader().config.as_dict()
     for path in OVERLAYS:
-        overlay, over = yaml.safe_load(path.read_text()), read(CELLS[0], path).config.as_dict()
+        overlay, over = document(path), read(CELLS[0], path).config.as_dict()
         assert set(overlay) == {"trainer"}, name(path)
         assert over["trainer"] == alone["trainer"] | overlay["trainer"], name(path)
         assert (over["model"], over["data"]) == (alone["model"], alone["data"]), name(path)

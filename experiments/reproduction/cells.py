@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, where PyYAML has it: ten times as fast
+
 Numbers = Mapping[str, Mapping[int, float]]
 
 
@@ -88,7 +90,7 @@ def find_cells(experiments: Path, table: str, patterns: Sequence[str] = (), reci
     Raises:
         ValueError: for a table that has no cell, or a pattern that matches none; the near names are given.
     """
-    documents = {path: yaml.safe_load(path.read_text()) for path in sorted(experiments.rglob("*.yaml"))}
+    documents = {path: yaml.load(path.read_text(), LOADER) for path in sorted(experiments.rglob("*.yaml"))}
     every = []
     for path, document in documents.items():
         match = re.match(r"(.+?)_\d", path.stem)

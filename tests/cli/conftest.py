@@ -1,4 +1,4 @@
-"""One small run of the command line that the tests of a file share."""
+"""One small run of the command line that these tests share."""
 
 import contextlib
 import io
@@ -13,8 +13,8 @@ from cli_runs import PUBLISHED, command
 from mamllit import cli
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread_and_no_arguments() -> Iterator[None]:
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
     """One thread, for these tensors are tiny; and not pytest's arguments, of which LightningCLI would warn."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -24,10 +24,16 @@ def _one_thread_and_no_arguments() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
+def _alone() -> Iterator[None]:
+    with alone():
+        yield
+
+
+@pytest.fixture(scope="session")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """One small run of 22 iterations: its `root`, its directory `run`, what it printed. Tests that write copy it."""
+    """One small run of 22 iterations, for all files: `root`, its directory `run`, what it printed. Who writes copies it."""
     root = tmp_path_factory.mktemp("fitted")
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
+    with alone(), contextlib.redirect_stdout(io.StringIO()) as printed:
         cli.run(command("fit", root, "--results.published", PUBLISHED))
     return SimpleNamespace(root=root, run=root / "seed_0", printed=printed.getvalue())

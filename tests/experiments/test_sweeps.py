@@ -39,12 +39,13 @@ def test_every_corner_of_the_grid_parses(path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("sys.argv", ["mamllit"])
     sweep, words = read(path)
     names, values = zip(*((name, spec["values"]) for name, spec in sweep["parameters"].items()), strict=True)
+    cli = program.read(more=words)
     for corner in itertools.product(*((own[0], own[-1]) for own in values)):
         arguments = [*words, *(f"--{name}={value}" for name, value in zip(names, corner, strict=True))]
-        cli = program.read(more=arguments)
+        config = cli.parser.parse_args(arguments)
         for name, value in zip(names, corner, strict=True):
-            assert cli.config[name.replace("model.", "model.init_args.", 1)] == value
-        assert sweep["metric"]["name"] == cli.config.checkpoint_best.monitor
+            assert config[name.replace("model.", "model.init_args.", 1)] == value
+        assert sweep["metric"]["name"] == config.checkpoint_best.monitor
 
 
 @each_sweep
