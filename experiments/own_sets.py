@@ -13,7 +13,7 @@
 - photos: the photographs of things in the Debian package tuxpaint-stamps-default 2022.06.04 (DIR is its folder
   usr/share/tuxpaint/stamps), by its folders; cartoons and mirror images are left out.
 
-`measure` writes experiments/results/own_sets/NAME.json. Classes are split by ImageFolderDataModule; all ways see the same 200
+`measure` writes experiments/results/own_sets/NAME.json. Classes are split by ImageFolderDataModule; all ways see the same 60
 meta-test episodes of 5 ways and 2 queries per class, 1-shot and 5-shot, each query image by itself (inductive).
 """
 
@@ -37,8 +37,8 @@ from torch import Tensor, nn
 from mamllit import pretrained
 from mamllit.backbones import Conv4, Hog, Timm
 from mamllit.core.episode import Episode, EpisodeBatch, Examples
+from mamllit.core.philox import SPLITS
 from mamllit.data import ImageFolderDataModule
-from mamllit.data.sampler import SPLITS
 from mamllit.engine.evaluation import readings
 from mamllit.methods import ANIL, MAML, LinearProbe, Method, PrototypicalNetworks
 from mamllit.objectives import Classification
@@ -48,7 +48,7 @@ from mamllit.systems import MetaLearner
 
 RESULTS = Path(__file__).parent / "results" / "own_sets"
 OMNIGLOT = "maml_omniglot_5way_1shot"
-WAYS, SHOTS, QUERIES, EPISODES, STEPS = 5, (1, 5), 2, 200, 10
+WAYS, SHOTS, QUERIES, EPISODES, STEPS = 5, (1, 5), 2, 60, 5
 EMOJI = 60
 PHOTOS = {
     "animals/birds": "bird", "food/fruit": "fruit", "plants/flowers": "flower", "food/vegetables": "vegetable",
@@ -119,15 +119,16 @@ class Settings:
     """How a set is seen by what is trained from the beginning: the side of its images and their channels."""
 
     channels: int
+    drawings: bool  # black strokes, which the weights of Omniglot may know
     about: str
     image_size: int = 28
-    iterations: int = 100
+    iterations: int = 60
 
 
 SETS = {
-    "glyphs": Settings(1, "characters in 11 fonts"),
-    "emoji": Settings(3, "emoji by 7 hands"),
-    "photos": Settings(3, "photographs of Tux Paint"),
+    "glyphs": Settings(1, True, "characters in 11 fonts"),
+    "emoji": Settings(3, False, "emoji by 7 hands"),
+    "photos": Settings(3, False, "photographs of Tux Paint"),
 }
 
 
@@ -202,7 +203,7 @@ def ways_of(name: str, root: Path) -> Iterator[tuple[str, int, Callable[[], dict
     vectors = module(Vectors, root, 224, 3)
 
     def by(features: Callable[[Tensor], Tensor]) -> ImageFolderDataModule:
-        vectors.features = {split: features(pool.images) for split, pool in vectors.pools.items()}
+        vectors.features = {split: features(vectors.pools[split].images) for split in ("train", "test")}
         return vectors
 
     def small(images: Tensor, side: int) -> Tensor:
@@ -215,7 +216,7 @@ def ways_of(name: str, root: Path) -> Iterator[tuple[str, int, Callable[[], dict
 
     def conv4() -> dict[str, dict[str, float]]:
         data = module(ImageFolderDataModule, root, size, channels, **ink)
-        backbone = Conv4(channels, 64, WAYS, size, "stride", implementation="fast")
+        backbone = Conv4(channels, 32, WAYS, size, "stride", implementation="fast")
         method = MAML(backbone, Classification(), inner_lr=0.02, inner_steps=5, reduction="sum_over_shots")
         return accuracy(trained(method, data, settings.iterations, 1e-3), data, STEPS)
 
@@ -225,8 +226,6 @@ def ways_of(name: str, root: Path) -> Iterator[tuple[str, int, Callable[[], dict
         method.inner_lr, method.inner_steps = 0.02, 5
         return accuracy(trained(method, data, settings.iterations, 1e-3), data, STEPS)
 
-    yield "MAML from the beginning", settings.iterations, conv4
-    yield "MAML from the Omniglot weights", settings.iterations, from_omniglot
     kept: dict[str, Tensor] = {}
 
     def deep(images: Tensor) -> Tensor:
@@ -244,21 +243,16 @@ def ways_of(name: str, root: Path) -> Iterator[tuple[str, int, Callable[[], dict
         return accuracy(trained(method, by(deep), 100, 1e-2), vectors, STEPS)
 
     yield "features, ANIL", 100, anil
+    yield "MAML from the beginning", settings.iterations, conv4
+    if settings.drawings:
+        yield "MAML from the Omniglot weights", settings.iterations, from_omniglot
 
 
-def measure(name: str, root: Path) -> dict[str, Any]:
-    """All ways on a set; what is written."""
+def measure(name: str, root: Path, out: Path) -> None:
+    """Measure all ways on a set; the file is written after each."""
     torch.set_num_threads(1)
-    rows = []
-    for way, iterations, run in ways_of(name, root):
-        L.seed_everything(0, verbose=False)
-        wall, cpu = time.monotonic(), time.process_time()
-        found = run()
-        seconds = {"wall": round(time.monotonic() - wall, 1), "cpu": round(time.process_time() - cpu, 1)}
-        rows.append({"way": way, "iterations": iterations, "shots": found, "seconds": seconds})
-        print(json.dumps(rows[-1]), flush=True)
-    data = module(ImageFolderDataModule, root, 28, 1)
-    return {
+    data = module(ImageFolderDataModule, root, SETS[name].image_size, SETS[name].channels)
+    about = {
         "set": name,
         "about": SETS[name].about,
         "classes": {split: pool.num_classes for split, pool in data.pools.items()},
@@ -267,12 +261,20 @@ def measure(name: str, root: Path) -> dict[str, Any]:
         "queries": QUERIES,
         "episodes": EPISODES,
         "chance": 1 / WAYS,
-        "rows": rows,
         "seed": 0,
         "threads": 1,
         "commit": commit(),
         "versions": versions(),
     }
+    rows = []
+    for way, iterations, run in ways_of(name, root):
+        L.seed_everything(0, verbose=False)
+        wall, cpu = time.monotonic(), time.process_time()
+        found = run()
+        seconds = {"wall": round(time.monotonic() - wall, 1), "cpu": round(time.process_time() - cpu, 1)}
+        rows.append({"way": way, "iterations": iterations, "shots": found, "seconds": seconds})
+        print(json.dumps(rows[-1]), flush=True)
+        durable.write(out, json.dumps({**about, "rows": rows}, indent=2) + "\n")
 
 
 def main() -> None:
@@ -283,7 +285,7 @@ def main() -> None:
     parser.add_argument("--packages", type=Path, help="where the packages are unpacked (emoji, photos)")
     given = parser.parse_args()
     if given.do == "measure":
-        durable.write(RESULTS / f"{given.name}.json", json.dumps(measure(given.name, given.folder), indent=2) + "\n")
+        measure(given.name, given.folder, RESULTS / f"{given.name}.json")
     elif given.name == "glyphs":
         write_glyphs(given.folder, fonts=FONTS[::2])
     elif given.packages is None:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tabled import data
-from tabled.others import methods, speed
+from tabled.others import methods, own_sets, speed
 from tabled.results import begun, finished, images, regression, returns, streams
 
 DOCUMENTS = ("README.md", "experiments/**/*.md", "docs/**/*.md")
@@ -30,6 +30,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "streams": streams,
     "returns": returns,
     "speed": speed,
+    "own_sets": own_sets,
 }
 
 

@@ -42,6 +42,7 @@ ELSEWHERE = {  # commands that other tests run, or that need a cluster, an accou
     "python experiments/learn2learn/metacurvature_taskset.py": "tests/bridges/learn2learn/test_example.py",
     "python experiments/reproduce.py": "tests/experiments/test_reproduce.py",
     "python experiments/compare.py": "tests/experiments/test_comparison.py",
+    "python experiments/own_sets.py": "tests/experiments/test_own_sets.py",
     "python experiments/tables.py": "tests/experiments/test_tables.py",
     "mamllit results add": "tests/cli/test_experiments.py",
     "python experiments/benchmarks/run.py": "tests/benchmarks/test_suite.py",
@@ -88,7 +89,7 @@ def category(command: str) -> str:
             return "parsed"
         if words[1] in ("--help", "experiments"):
             return "listing"
-        if words[1] in ("export", "adapt") or "own_images" in command:
+        if words[1] in ("export", "adapt", "predict") or "own_images" in command:
             return "own images"
         if "omniglot" in command:
             return "omniglot"

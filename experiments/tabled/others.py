@@ -70,3 +70,24 @@ def methods() -> str:
             ]
 
     return data.markdown(["method", "file", "experiments", "paper"], rows())
+
+
+def own_sets() -> str:
+    """Ways to classify one's own images, on sets of experiments/own_sets.py; the best of each is bold."""
+
+    def rows() -> Iterator[list[str]]:
+        for path in sorted((data.RESULTS / "own_sets").glob("*.json")):
+            found = json.loads(path.read_text(encoding="utf-8"))
+            best = {k: max(row["shots"][k]["mean"] for row in found["rows"]) for k in found["rows"][0]["shots"]}
+            chance = data.interval("accuracy", found["chance"], None)
+            yield [f"{found['set']}: {found['about']}", "chance", "", *[chance] * len(best), ""]
+            for row in found["rows"]:
+                values = [
+                    ("**{}**" if row["shots"][k]["mean"] == top else "{}").format(
+                        data.interval("accuracy", row["shots"][k]["mean"], row["shots"][k]["ci95"])
+                    )
+                    for k, top in best.items()
+                ]
+                yield ["", row["way"], str(row["iterations"] or ""), *values, f"{row['seconds']['cpu']:.0f}"]
+
+    return data.markdown(["set", "way", "iterations", "1-shot", "5-shot", "CPU seconds"], rows())

@@ -35,7 +35,6 @@ p{margin:.4em 0}small,.soft{color:var(--soft)}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{padding:4px 10px 4px 0;text-align:left;font-weight:400;vertical-align:middle}
 td.number{white-space:nowrap}
-@media(max-width:560px){.bar{width:64px;min-width:64px}.seconds{display:none}}
 thead th{color:var(--soft);font-size:.85rem}
 .bar{position:relative;width:min(34vw,260px);min-width:90px;height:12px;border-radius:6px;background:var(--line)}
 .bar i{position:absolute;inset:0 auto 0 0;border-radius:6px;background:var(--accent)}
@@ -59,6 +58,8 @@ border-radius:4px}
 .matrix thead th{writing-mode:vertical-rl;transform:rotate(180deg);text-align:left;padding:6px 2px}
 .strip{display:grid;grid-template-columns:repeat(auto-fill,minmax(56px,1fr));gap:4px;margin:4px 0 12px}
 details{margin-top:.6em}summary{cursor:pointer;color:var(--accent)}
+@media(max-width:560px){.bar{width:56px;min-width:56px}.seconds{display:none}td,th{padding-right:6px}
+.box{padding:10px}.box table{font-size:.85rem}}
 """
 
 

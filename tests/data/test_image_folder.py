@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from jsonargparse import ArgumentParser
 from PIL import Image
 
@@ -121,6 +122,27 @@ def test_episodes_of_classes_of_different_sizes(tmp_path: Path) -> None:
     assert set(red.flatten().tolist()) == {int(name[1:]) for name in data.pools["train"].names}
 
 
+def test_images_are_changed_in_meta_training_alone_and_alike_in_every_run(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for name in CLASSES:
+        (tmp_path / name).mkdir()
+        for i in range(4):
+            Image.fromarray(random.integers(1, 256, (SIDE, SIDE), np.uint8)).save(tmp_path / name / f"{i}.png")
+    plain, flipped, cropped = (module(tmp_path, channels=1, seed=0, **more) for more in ({}, {"flip": True}, {"crop": 2}))
+    for data in (plain, flipped, cropped):
+        data.setup("fit")
+    draw = plain.draw(0, "train", 1, 2, 5, 20)
+    was, now, cut = (data.build(draw).episodes.query.x.flatten(0, 1) for data in (plain, flipped, cropped))
+    mirrored = (now == was.flip(-1)).flatten(1).all(1)
+    assert (mirrored | (now == was).flatten(1).all(1)).all()
+    assert 0.3 < mirrored.float().mean() < 0.7
+    zeros = (cut == 0).float().mean((1, 2, 3))  # of a window that is moved by up to 2 pixels each way
+    assert zeros.max() <= 1 - (1 - 2 / SIDE) ** 2 + 1e-6 and len(zeros.unique()) > 3
+    assert torch.equal(flipped.build(plain.draw(0, "train", 1, 2, 8, 3)).episodes.query.x.flatten(0, 1), now[18:36])
+    tested = plain.draw(0, "test", 1, 3, 0, 3)
+    assert torch.equal(flipped.build(tested).episodes.query.x, plain.build(tested).episodes.query.x)
+
+
 # ---- the split -----------------------------------------------------------------------------------------------------
 
 
@@ -154,6 +176,7 @@ def test_ratios_that_are_none_are_refused(ratios: tuple, tmp_path: Path) -> None
     [
         ({"channels": 2}, r"channels is 2; it must be 1 \(grey\) or 3 \(RGB\)"),
         ({"image_size": 0}, "image_size is 0; it must be >= 1"),
+        ({"crop": -1}, "crop is -1; it must be >= 0"),
         ({"train_classes": ["a"], "test_classes": ["b"]}, "lists of classes for train and test only; give all of train, val"),
     ],
 )
