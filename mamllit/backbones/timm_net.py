@@ -116,7 +116,7 @@ class FixedNorm(nn.Module):
     True
     """
 
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
+    def __init__(self, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
         super().__init__()
         assert norm.running_mean is not None and norm.running_var is not None
         self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
@@ -131,7 +131,7 @@ class FixedNorm(nn.Module):
 
 def fixed_norms(module: nn.Module) -> nn.Module:
     """The module, with every batch norm of it that keeps statistics replaced by a `FixedNorm`."""
-    if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
+    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.running_mean is not None:
         return FixedNorm(module)
     for name, child in module.named_children():
         if (fixed := fixed_norms(child)) is not child:
