@@ -35,8 +35,9 @@ def first_rows(x: Tensor, rows: int | None) -> Tensor:
     """The first `rows` examples of `x` [n, ...]; all for None. Raises `ValueError` where there are fewer."""
     if rows is None:
         return x
-    if rows > len(x):
+    found = x.shape[0]  # len() would fix the size of a batch in torch.export
+    if rows > found:
         raise ValueError(
-            f"statistics_rows is {rows}, but the batch has {len(x)} examples; put the examples whose statistics count in front"
+            f"statistics_rows is {rows}, but the batch has {found} examples; put the examples whose statistics count in front"
         )
     return x[:rows]
