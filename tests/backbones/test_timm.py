@@ -144,3 +144,29 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "/nowhere")
     with pytest.raises(ConnectionError, match=r"^the weights of resnet18 cannot be had from timm's hub \(.+\)\. With"):
         Timm("resnet18")
+
+
+def test_a_checkpoint_needs_no_weights_file_any_more(weights: Path, tmp_path: Path) -> None:
+    from toy_runs import toy_config, toy_run
+
+    from mamllit.pretrained.build import load
+    from mamllit.pretrained.export import export
+
+    arguments = {"model": MODEL, "weights": str(weights), "frozen": True, "image_size": SIZE}
+    method = ANIL(Timm(**arguments), Classification(), 0.1, 1, "mean", head="shared")
+    config = toy_config()
+    config["model"]["method"] = {
+        "class_path": "mamllit.methods.ANIL",
+        "init_args": {
+            "backbone": {"class_path": "mamllit.backbones.Timm", "init_args": arguments},
+            "objective": {"class_path": "mamllit.objectives.Classification"},
+            "inner_lr": 0.1,
+            "inner_steps": 1,
+            "reduction": "mean",
+            "head": "shared",
+        },
+    }
+    path = export(toy_run(tmp_path / "run", method=method, config=config), limit=10_000_000)  # type: ignore[arg-type]
+    weights.unlink()
+    loaded, x = load(path), torch.rand(2, 3, SIZE, SIZE)
+    assert torch.equal(loaded.backbone(x), method.backbone(x))  # type: ignore[operator]
