@@ -92,12 +92,14 @@ def two_by_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return folders
 
 
+@pytest.mark.slow
 def test_two_nodes_with_two_processes_each_learn_the_curve_of_one(two_by_two: dict[str, Path]) -> None:
     one, four = (curve(folder) for folder in two_by_two.values())
     assert len(one) == 4
     assert four == pytest.approx(one, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_two_nodes_with_two_processes_each_give_the_result_of_one(two_by_two: dict[str, Path]) -> None:
     one, four = (results(folder) for folder in two_by_two.values())
     assert set(one) == {"val", "standard[5]"}

@@ -326,7 +326,7 @@ def test_a_split_that_the_stage_does_not_use_may_be_too_small() -> None:
 
 
 def test_the_example_of_the_docstring_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    text = inspect.cleandoc(ImageDataModule.__doc__ or "").split("is needed:\n")[1].split("\nArgs:")[0]
+    text = inspect.cleandoc(ImageDataModule.__doc__ or "").split("the three pools:\n")[1].split("\nArgs:")[0]
     lines = [line for line in textwrap.dedent(text).splitlines() if line.strip()]
     assert len(lines) <= 15
     exec("\n".join(lines), {})

@@ -19,7 +19,8 @@ def logger(kind: str, **arguments: Any) -> Namespace:
 
 
 def config(choice: Any, wandb: str | None = "offline") -> Namespace:
-    model = Namespace(method=Namespace(class_path="mamllit.methods.MAML", init_args=Namespace(first_order=False)))
+    method = Namespace(class_path="mamllit.methods.MAML", init_args=Namespace(first_order=False))
+    model = Namespace(class_path="mamllit.systems.MetaLearner", init_args=Namespace(method=method))
     data = Namespace(class_path="mamllit.data.OmniglotDataModule", init_args=Namespace(ways=5, shots=1))
     return Namespace(trainer=Namespace(logger=choice), wandb=wandb, model=model, data=data)
 
