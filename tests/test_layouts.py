@@ -135,7 +135,7 @@ def largest_difference(one: list[float], other: list[float]) -> float:
     return max(abs(a - b) / abs(b) for a, b in zip(one, other, strict=True))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.real_data
 def test_four_processes_are_the_same_run_whatever_their_nodes(tmp_path: Path) -> None:
     """1 x 4, 2 x 2 and 4 x 1, in float32: every loss and every accuracy to the last bit."""

@@ -42,6 +42,11 @@ class HubCheckpoint(ModelHubMixin, library_name="mamllit"):
         """The method with its trained weights; see `mamllit.pretrained.load`, for `trusted` too."""
         return rebuild(self.checkpoint, self._tensors, trusted)
 
+    def save_pretrained(self, save_directory: str | Path, **more: Any) -> str | None:
+        """Write model.safetensors, its card and a config.json; see huggingface_hub's `ModelHubMixin` for what else it takes."""
+        more["config"] = {"model_type": "mamllit", "name": self.checkpoint.name, "format": self.checkpoint.format}
+        return super().save_pretrained(save_directory, **more)
+
     def _save_pretrained(self, save_directory: Path) -> None:
         durable.write(save_directory / WEIGHTS, self.file.read_bytes())
         durable.write(save_directory / CARD, card(self.checkpoint))

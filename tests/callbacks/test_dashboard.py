@@ -103,8 +103,8 @@ def test_name_group_and_tags(runs: SimpleNamespace) -> None:
 def test_table_cell_seed_and_what_was_changed(runs: SimpleNamespace) -> None:
     experiment = runs.first.config["experiment"]
     assert [experiment[key] for key in ("table", "cell", "seed", "title", "paper")] == ["maml", "toy", 0, "Toy.", "nobody 2026"]
-    assert experiment["changed"]["model.method.init_args.inner_lr"] == {"experiment": 0.5, "run": 0.25}
-    assert set(experiment["changed"]) <= {"model.method.init_args.inner_lr", "trainer.devices"}
+    assert experiment["changed"]["model.init_args.method.init_args.inner_lr"] == {"experiment": 0.5, "run": 0.25}
+    assert set(experiment["changed"]) <= {"model.init_args.method.init_args.inner_lr", "trainer.devices"}
     assert experiment["as_written"] is False
 
 

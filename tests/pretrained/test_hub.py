@@ -1,5 +1,6 @@
 """The hub's conventions, without a network, and the model card."""
 
+import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -20,8 +21,10 @@ hub = pytest.importorskip("mamllit.pretrained.hub", reason="huggingface_hub is n
 
 def test_a_checkpoint_goes_to_a_folder_and_comes_back(tmp_path: Path) -> None:
     file = export(toy_run(tmp_path / "run"))
-    hub.HubCheckpoint(file).save_pretrained(tmp_path / "published")
-    assert sorted(path.name for path in (tmp_path / "published").iterdir()) == ["README.md", "model.safetensors"]
+    hub.HubCheckpoint(str(file)).save_pretrained(tmp_path / "published")
+    written = {path.name: path for path in (tmp_path / "published").iterdir()}
+    assert set(written) == {"README.md", "config.json", "model.safetensors"}
+    assert json.loads(written["config.json"].read_text()) == {"format": 2, "model_type": "mamllit", "name": "maml_toy_3way"}
     again = hub.HubCheckpoint.from_pretrained(str(tmp_path / "published"))
     assert again.checkpoint == read(file)[0]
     for name, value in toy_method().state_dict().items():
