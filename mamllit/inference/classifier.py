@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -28,7 +27,7 @@ from mamllit.inference.images import read_images
 from mamllit.inference.outcome import HeadEstimate
 from mamllit.methods import Method
 from mamllit.pretrained.build import rebuild
-from mamllit.pretrained.files import SUFFIX, Checkpoint, digest
+from mamllit.pretrained.files import SUFFIX, Checkpoint, digest, opened
 from mamllit.runs import durable
 
 KEY = "mamllit-classifier"
@@ -185,12 +184,7 @@ def load_classifier(path: str | Path, trusted: Sequence[str] = ()) -> Classifier
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"no classifier at {path}; `mamllit adapt --save FILE` writes one")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} ({path.stat().st_size} bytes) cannot be read as safetensors: {error}") from error
+    metadata, stored = opened(path)
     if KEY not in metadata:
         raise ValueError(
             f"{path} is no classifier: `mamllit adapt --save` did not write it (a checkpoint goes to --checkpoint)"

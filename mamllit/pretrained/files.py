@@ -98,6 +98,17 @@ def find(name_or_path: str | Path) -> Path:
     raise FileNotFoundError(f"{what}{hint}; {there}. A file of your own is made by `mamllit export` and given by its path")
 
 
+def opened(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The metadata and the tensors of a safetensors file; `ValueError` where it is none, or damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} ({path.stat().st_size} bytes) cannot be read as safetensors: {error}") from error
+    return metadata, stored
+
+
 def read(name_or_path: str | Path) -> tuple[Checkpoint, dict[str, Tensor]]:
     """A checkpoint and its tensors, float16 as float32; nothing in the file is run.
 
@@ -106,12 +117,7 @@ def read(name_or_path: str | Path) -> tuple[Checkpoint, dict[str, Tensor]]:
         ValueError: for a file that is damaged, that `mamllit export` did not write, or that is of a later format.
     """
     path = find(name_or_path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} ({path.stat().st_size} bytes) cannot be read as safetensors: {error}") from error
+    metadata, stored = opened(path)
     if KEY not in metadata:
         raise ValueError(f"{path} has no metadata entry {KEY!r}: it was not written by `mamllit export`")
     try:
