@@ -62,7 +62,7 @@ $(VENV)/.installed-docs: $(PACKAGE) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed-dev: $(PACKAGE) | $(BIN)/python
-	$(PIP) -e ".[dev,rl]"
+	$(PIP) -e ".[dev,rl,hub]"
 	@touch $@
 
 # pip >= 23.1 reads the options in tests/requirements-oracle.txt; Python 3.11's first releases bring an older one.
