@@ -1,4 +1,4 @@
-"""Write every table of README.md, experiments/ and docs/ from the data in experiments/results/.
+"""Write every table of README.md, experiments/ and docs/ from the data in experiments/results/, and a figure of them.
 
     python experiments/tables.py            write the tables
     python experiments/tables.py --check    change nothing; exit 1 if a table is not what the data say
@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tabled import data
+from tabled.minutes import draw, minutes
 from tabled.others import methods, own_sets, speed
 from tabled.results import begun, finished, images, regression, returns, streams
 
@@ -31,6 +32,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "returns": returns,
     "speed": speed,
     "own_sets": own_sets,
+    "minutes": minutes,
 }
 
 
@@ -71,6 +73,8 @@ def main() -> None:
         if not check:
             path.write_text(rewritten(path), encoding="utf-8")
         print(f"{'differs from the data' if check else 'written'}: {path.relative_to(data.ROOT)}")
+    if not check:
+        draw()
     if check and stale:
         sys.exit("run `python experiments/tables.py`")
 

@@ -29,7 +29,7 @@ class Cell:
 
     @property
     def report_step(self) -> int:
-        return int(self.document["model"]["init_args"]["report_step"])
+        return int(self.document["model"]["init_args"].get("report_step", 0))  # without an inner loop, 0
 
     @property
     def published(self) -> dict[str, dict[int, float]]:

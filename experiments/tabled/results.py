@@ -98,20 +98,18 @@ def images() -> str:
         for cell in filter(None, (cell.finished for cell in cells())):
             if cell.first["metric"] != "accuracy" or cell.streamed:
                 continue
-            names = list(cell.first["results"])
-            for protocol in ("paper", "standard"):
-                plain, inductive = _pair(names, protocol)
-                if plain not in names:
-                    continue
-                for step in dict.fromkeys((1, cell.report_step)):
-                    values, ci95 = cell.published.get(plain, {}), cell.published_ci95.get(plain, {})
+            plain = [n for n in cell.first["results"] if re.fullmatch(r"(paper|standard)(/\d+-shot)?(\[\d+\])?", n)]
+            for name in sorted(plain, key=lambda n: n.startswith("standard")):
+                shown = (0,) if cell.report_step == 0 else (1, cell.report_step)
+                for step in dict.fromkeys(shown):
+                    values, ci95 = cell.published.get(name, {}), cell.published_ci95.get(name, {})
                     yield [
-                        f"`{cell.name}`",
+                        f"`{cell.name}`" + f", {name.partition('/')[2]}" * ("/" in name),
                         ", ".join(map(str, cell.seeds)),
-                        episodes(cell.first["results"][plain], "accuracy"),
+                        episodes(cell.first["results"][name], "accuracy"),
                         str(step),
-                        measured(cell, plain, step),
-                        measured(cell, inductive, step),
+                        measured(cell, name, step),
+                        measured(cell, f"{name}/inductive", step),
                         interval("accuracy", values.get(step), ci95.get(step)),
                         str(cell.first["commit"])[:7],
                     ]

@@ -11,7 +11,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 sys.path.insert(0, str(REPOSITORY / "experiments"))
 import tables  # noqa: E402
-from tabled import data, results  # noqa: E402
+from tabled import data, minutes, results  # noqa: E402
 
 
 def test_every_table_is_what_the_data_say() -> None:
@@ -119,3 +119,13 @@ def test_the_command_checks() -> None:
         [sys.executable, "experiments/tables.py", "--check"], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
     )
     assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_minutes_count_the_pre_training_too() -> None:
+    shown = {point.cell: point for point in minutes.points() if point.task == "mini-ImageNet, 5-way 1-shot"}
+    records = {cell.name: cell.first for cell in data.cells()}
+    recipe, before = "recipes/mini_imagenet_5way_1shot", "pretrain/mini_imagenet_conv4_32"
+    assert shown[recipe].minutes == (records[recipe]["seconds"] + records[before]["seconds"]) / 60
+    assert shown[recipe].accuracy[0] == records[recipe]["results"]["paper"]["mean"][10]
+    with pytest.raises(ValueError, match=r"runs/lost/seed_0/checkpoints/last.ckpt is of no run in .*: file that one first"):
+        minutes._before({"name": "runs/lost/seed_0/checkpoints/last.ckpt"})
