@@ -326,4 +326,5 @@ def test_links_lead_somewhere() -> None:
 
 def test_readme_can_be_read_in_five_minutes() -> None:
     assert len(README.splitlines()) <= 150
-    assert 4000 <= len(README.encode()) <= 6000
+    words = "\n".join(line for line in README.splitlines() if not line.startswith("|"))  # its table grows with what is finished
+    assert 3000 <= len(words.encode()) <= 5000
