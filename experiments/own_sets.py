@@ -1,7 +1,7 @@
-"""What to use on one's own images: seven ways on three sets that are neither Omniglot nor mini-ImageNet.
+"""What to use on one's own images: nine ways on three sets that are neither Omniglot nor mini-ImageNet.
 
     python experiments/own_sets.py prepare glyphs|emoji|photos FOLDER [--packages DIR]
-    python experiments/own_sets.py measure glyphs|emoji|photos FOLDER
+    python experiments/own_sets.py measure glyphs|emoji|photos FOLDER [--out FILE]
 
 `prepare` lays a set out as one folder per class, from what packages ship; no network is needed once they are there:
 
@@ -13,8 +13,11 @@
 - photos: the photographs of things in the Debian package tuxpaint-stamps-default 2022.06.04 (DIR is its folder
   usr/share/tuxpaint/stamps), by its folders; cartoons and mirror images are left out.
 
-`measure` writes experiments/results/own_sets/NAME.json. Classes are split by ImageFolderDataModule; all ways see the same 60
-meta-test episodes of 5 ways and 2 queries per class, 1-shot and 5-shot, each query image by itself (inductive).
+`measure` writes FILE, by default experiments/results/own_sets/NAME.json, and goes on where one is there. Classes are split by
+ImageFolderDataModule; all ways see the same 60 meta-test episodes of 5 ways and 2 queries per class, 1-shot and 5-shot, each
+query image by itself (inductive). MAML is that of own_images.yaml, with half the tasks in a batch and fewer iterations; on
+pre-trained features, that of `mamllit.inference.heads`. Seconds are those of a row: features are computed in the first that
+needs them, compiling is in those of MAML from images.
 """
 
 import argparse
@@ -40,7 +43,8 @@ from mamllit.core.episode import Episode, EpisodeBatch, Examples
 from mamllit.core.philox import SPLITS
 from mamllit.data import ImageFolderDataModule
 from mamllit.engine.evaluation import readings
-from mamllit.methods import ANIL, MAML, LinearProbe, Method, PrototypicalNetworks
+from mamllit.inference.heads import HEADS, Weighted
+from mamllit.methods import MAML, LinearProbe, Method, PrototypicalNetworks
 from mamllit.objectives import Classification
 from mamllit.runs import durable
 from mamllit.runs.provenance import commit, versions
@@ -49,6 +53,7 @@ from mamllit.systems import MetaLearner
 RESULTS = Path(__file__).parent / "results" / "own_sets"
 OMNIGLOT = "maml_omniglot_5way_1shot"
 WAYS, SHOTS, QUERIES, EPISODES, STEPS = 5, (1, 5), 2, 60, 5
+ITERATIONS, FROM_OMNIGLOT, ON_FEATURES = 500, 200, 100
 EMOJI = 60
 PHOTOS = {
     "animals/birds": "bird", "food/fruit": "fruit", "plants/flowers": "flower", "food/vegetables": "vegetable",
@@ -122,7 +127,6 @@ class Settings:
     drawings: bool  # black strokes, which the weights of Omniglot may know
     about: str
     image_size: int = 28
-    iterations: int = 60
 
 
 SETS = {
@@ -149,18 +153,6 @@ class Vectors(ImageFolderDataModule):
         return EpisodeBatch(drawn.number, Episode(part(0, k), part(k, per_class)))
 
 
-class Weighted(nn.Module):
-    """Features of length 10, each with a weight that is meta-learned."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.feature_size, self.out_features = size, None
-        self.weight = nn.Parameter(torch.ones(size))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return 10 * F.normalize(x * self.weight, dim=-1)
-
-
 def module(kind: type[ImageFolderDataModule], root: Path, size: int, channels: int, **more: Any) -> ImageFolderDataModule:
     data = kind(
         root, ways=WAYS, shots=1, queries=5, meta_batch_size=4, image_size=size, channels=channels, seed=0,
@@ -181,8 +173,8 @@ def accuracy(method: Method, data: ImageFolderDataModule, steps: int) -> dict[st
     return found
 
 
-def trained(method: Method, data: ImageFolderDataModule, iterations: int, lr: float) -> Method:
-    learner = MetaLearner(method, optimizer=lambda parameters: torch.optim.Adam(parameters, lr=lr), compile=False)
+def trained(method: Method, data: ImageFolderDataModule, iterations: int, lr: float, compile: bool) -> Method:
+    learner = MetaLearner(method, optimizer=lambda parameters: torch.optim.Adam(parameters, lr=lr), compile=compile)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
     L.Trainer(max_steps=iterations, accelerator="cpu", limit_val_batches=0, default_root_dir="own_sets", **quiet).fit(
         learner, data
@@ -218,15 +210,15 @@ def ways_of(name: str, root: Path) -> Iterator[tuple[str, int, Callable[[], dict
 
     def conv4() -> dict[str, dict[str, float]]:
         data = module(ImageFolderDataModule, root, size, channels, **ink)
-        backbone = Conv4(channels, 32, WAYS, size, "stride", implementation="fast")
+        backbone = Conv4(channels, 64, WAYS, size, "stride", implementation="fast")
         method = MAML(backbone, Classification(), inner_lr=0.02, inner_steps=5, reduction="sum_over_shots")
-        return accuracy(trained(method, data, settings.iterations, 1e-3), data, STEPS)
+        return accuracy(trained(method, data, ITERATIONS, 1e-3, compile=True), data, STEPS)
 
     def from_omniglot() -> dict[str, dict[str, float]]:
         data = module(ImageFolderDataModule, root, 28, 1, invert="ink")
         method = pretrained.load(OMNIGLOT)
         method.inner_lr, method.inner_steps = 0.02, 5
-        return accuracy(trained(method, data, settings.iterations, 1e-3), data, STEPS)
+        return accuracy(trained(method, data, FROM_OMNIGLOT, 1e-3, compile=True), data, STEPS)
 
     kept: dict[str, Tensor] = {}
 
@@ -237,17 +229,18 @@ def ways_of(name: str, root: Path) -> Iterator[tuple[str, int, Callable[[], dict
         return kept[key]
 
     yield "features, nearest mean", 0, lambda: accuracy(cosine, by(deep), 0)
-    probe = LinearProbe(Weighted(1280), Classification(), inner_lr=0.1, inner_steps=100)
+    probe = LinearProbe(Weighted(nn.Identity(), 1280), Classification(), inner_lr=0.1, inner_steps=100)
     yield "features, linear", 0, lambda: accuracy(probe, by(deep), 100)
 
-    def anil() -> dict[str, dict[str, float]]:
-        method = ANIL(Weighted(1280), Classification(), inner_lr=0.02, inner_steps=5, reduction="sum_over_shots", head="zero")
-        return accuracy(trained(method, by(deep), 100, 1e-2), vectors, STEPS)
+    def on_features(make: Callable[[nn.Module, int], Method]) -> dict[str, dict[str, float]]:
+        data = by(deep)
+        return accuracy(trained(make(nn.Identity(), 1280), data, ON_FEATURES, 1e-2, compile=False), data, STEPS)
 
-    yield "features, ANIL", 100, anil
-    yield "MAML from the beginning", settings.iterations, conv4
+    yield "features, ANIL", ON_FEATURES, lambda: on_features(HEADS["anil"])
+    yield "features, MAML", ON_FEATURES, lambda: on_features(HEADS["maml"])
     if settings.drawings:
-        yield "MAML from the Omniglot weights", settings.iterations, from_omniglot
+        yield "MAML from the Omniglot weights", FROM_OMNIGLOT, from_omniglot
+    yield "MAML from the beginning", ITERATIONS, conv4
 
 
 def measure(name: str, root: Path, out: Path) -> None:
@@ -287,9 +280,10 @@ def main() -> None:
     parser.add_argument("name", choices=tuple(SETS))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--packages", type=Path, help="where the packages are unpacked (emoji, photos)")
+    parser.add_argument("--out", type=Path, help="the file of results (measure)")
     given = parser.parse_args()
     if given.do == "measure":
-        measure(given.name, given.folder, RESULTS / f"{given.name}.json")
+        measure(given.name, given.folder, given.out or RESULTS / f"{given.name}.json")
     elif given.name == "glyphs":
         write_glyphs(given.folder, fonts=FONTS[::2])
     elif given.packages is None:

@@ -264,7 +264,7 @@ def _fitted(
         steps = described.steps if steps is None and name == own_name(method) else steps
     classifier = Classifier(
         classes=tuple(by_class), files=tuple(files), support=Examples(x, labels, len(by_class)), seen=seen, head=name,
-        method=candidates(seen)[name](), steps=steps, batch_norm=settings.batch_norm,
+        method=candidates(seen)[name](x), steps=steps, batch_norm=settings.batch_norm,
     )  # fmt: skip
     if weighed(classifier.method, classifier.support) is not classifier.support:
         largest = max(map(len, by_class.values()))
@@ -285,7 +285,7 @@ def _estimated(classifier: Classifier, compare: bool, folds: int | None) -> Clas
     for name, make in candidates(classifier.seen).items():
         if name != classifier.head and not compare:
             continue
-        method = make()
+        method = make(classifier.support.x)
         own = name == classifier.head
         steps = classifier.steps if own else None
 

@@ -8,6 +8,7 @@ state of any method has to be written down.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,8 @@ from mamllit.data.preparation import Preparation
 from mamllit.engine.company import company
 from mamllit.engine.cpu import fast_on_cpu
 from mamllit.engine.evaluation import BatchNorm, predict
-from mamllit.inference.estimate import equal_classes
 from mamllit.inference.features import TimmFeatures, from_state
-from mamllit.inference.heads import AS_THEY_ARE, HEADS, FeaturesOf, Resemblance
+from mamllit.inference.heads import AS_THEY_ARE, HEADS, FeaturesOf, Resemblance, equal_classes
 from mamllit.inference.images import read_images
 from mamllit.inference.outcome import HeadEstimate
 from mamllit.methods import Method
@@ -70,17 +70,23 @@ def own_name(method: Method) -> str:
     return type(method).__name__.lower()
 
 
-def candidates(seen: Seen) -> dict[str, Callable[[], Method]]:
-    """The heads that can be used, by name: on features all of `HEADS`; of a checkpoint its own method, first, and all of
-    `HEADS` where its network has features."""
+def candidates(seen: Seen) -> dict[str, Callable[[Tensor], Method]]:
+    """The heads that can be used, by name, each made for the support's x [n, ...] as it is seen: on features all of `HEADS`; of
+    a checkpoint its own method, first, and all of `HEADS` where its network has features."""
     if isinstance(seen, TimmFeatures):
-        return {name: lambda make=make: make(nn.Identity()) for name, make in HEADS.items()}  # type: ignore[misc]
+        return {name: partial(_head, make, nn.Identity()) for name, make in HEADS.items()}
     method = seen.method
-    own: dict[str, Callable[[], Method]] = {own_name(method): lambda: method}
+    own: dict[str, Callable[[Tensor], Method]] = {own_name(method): lambda x: method}
     features = features_of(method)
     if features is None:
         return own
-    return own | {name: lambda make=make: make(features) for name, make in HEADS.items()}  # type: ignore[misc]
+    return own | {name: partial(_head, make, features) for name, make in HEADS.items() if name not in own}
+
+
+def _head(make: Callable[[nn.Module, int], Method], features: nn.Module, x: Tensor) -> Method:
+    with torch.no_grad():
+        size = features(x[:1]).flatten(1).shape[1]
+    return make(features, size)
 
 
 def features_of(method: Method) -> nn.Module | None:
@@ -218,7 +224,7 @@ def _loaded(entries: dict[str, Any], stored: dict[str, Tensor], trusted: Sequenc
         support=Examples(stored[SUPPORT], stored[LABELS], len(classes)),
         seen=seen,
         head=entries["head"],
-        method=candidates(seen)[entries["head"]](),
+        method=candidates(seen)[entries["head"]](stored[SUPPORT]),
         steps=entries["steps"],
         batch_norm=entries["batch_norm"],
         temperature=entries["temperature"],
@@ -232,7 +238,7 @@ def weighed(method: Method, support: Examples) -> Examples:
     counts = torch.bincount(support.y, minlength=support.ways)
     if bool((counts == counts[0]).all()) or isinstance(method, AS_THEY_ARE):
         return support
-    rows = equal_classes(support.y, int(counts.max()))
+    rows = equal_classes(support.y)
     return Examples(support.x[rows], support.y[rows], support.ways)
 
 

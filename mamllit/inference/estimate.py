@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from mamllit.core.episode import Examples
-from mamllit.core.tree import vmap
-from mamllit.inference.heads import LogisticRegression
+from mamllit.inference.heads import BaselinePlusPlus, LogisticRegression
 from mamllit.inference.outcome import HeadEstimate
 from mamllit.inference.report import wilson
-from mamllit.methods import LinearProbe, Method
+from mamllit.methods import Method
 
 ONE_OUT = 50  # images up to which each is a fold of its own
 FOLDS = 10
@@ -52,37 +51,16 @@ def fold_logits(method: Method, support: Examples, fold: Tensor, predict: Predic
     """Logits [judged, N] of the images whose `fold` is not -1, each by the head that was made without its fold."""
     rows = (fold >= 0).nonzero().flatten()
     count = int(fold.max()) + 1
-    on_features = isinstance(getattr(method, "backbone", None), nn.Identity)
-    if isinstance(method, LogisticRegression) and on_features:
+    if isinstance(method, LogisticRegression | BaselinePlusPlus) and isinstance(method.backbone, nn.Identity):
         left_out = fold == torch.arange(count)[:, None]
         return method.without(support, left_out)[fold[rows], rows]
     found = torch.empty(len(fold), support.ways)
-    if isinstance(method, LinearProbe) and on_features:  # as many of every class, so all folds are of one shape and run at once
-        most = int(torch.bincount(support.y).max())
-        known = torch.stack([equal_classes(support.y, most, (fold != f)) for f in range(count)])
-        y = support.y[known[0]]
-
-        def one(x: Tensor) -> Tensor:
-            return method.predict(method.adapt(Examples(x, y, support.ways)), support.x)
-
-        with torch.no_grad():
-            logits = vmap(one)(support.x[known])
-        return logits[fold[rows], rows]
     for f in range(count):
         test = (fold == f).nonzero().flatten()
         known = (fold != f).nonzero().flatten()
         if len(test):
             found[test] = predict(Examples(support.x[known], support.y[known], support.ways), support.x[test])
     return found[rows]
-
-
-def equal_classes(labels: Tensor, most: int, allowed: Tensor | None = None) -> Tensor:
-    """Rows by class, `most` of each: a smaller class has its images repeated in turn. `allowed` [n] leaves images out."""
-    rows = []
-    for label in range(int(labels.max()) + 1):
-        own = ((labels == label) & (True if allowed is None else allowed)).nonzero().flatten()
-        rows.append(own.repeat(-(-most // len(own)))[:most])
-    return torch.cat(rows)
 
 
 def estimate(

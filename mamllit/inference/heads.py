@@ -1,8 +1,9 @@
 """Heads: what tells classes apart by features. Each is a method of mamllit, over a network that stays as it is.
 
 With few images per class and good features these are what is hard to beat (W.-Y. Chen et al., A Closer Look at Few-shot
-Classification, ICLR 2019; Y. Tian et al., Rethinking Few-shot Image Classification, ECCV 2020). ANIL's inner loop from a head
-at zero is the first steps of the logistic head; a checkpoint that was meta-trained so predicts by its own method.
+Classification, ICLR 2019; Y. Tian et al., Rethinking Few-shot Image Classification, ECCV 2020). `anil` and `maml` are the inner
+loops of those methods from a last layer at zero, with nothing meta-learned: what the loop alone brings. A checkpoint that was
+meta-trained predicts by its own method.
 """
 
 from collections.abc import Callable
@@ -11,9 +12,10 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import grad
 
 from mamllit.core.episode import Examples
-from mamllit.methods import LinearProbe, Method, NearestNeighbour, PrototypicalNetworks
+from mamllit.methods import ANIL, MAML, LinearProbe, Method, NearestNeighbour, PrototypicalNetworks
 from mamllit.methods.parts.features import cosines, embed, members
 from mamllit.objectives import Classification
 
@@ -99,6 +101,65 @@ def solve(products: Tensor, targets: Tensor, weights: Tensor, most: int = 300, t
     return found
 
 
+class BaselinePlusPlus(LinearProbe):
+    """Baseline++: the cosine with a vector per class, from the class means by 100 gradient steps.
+
+    The vectors stay in the span of the n support features, so the heads of all folds of an estimate are trained at once in the
+    coordinates of that span, by the same steps (see `without`).
+
+    Args:
+        backbone: gives features [n, D].
+
+    >>> import torch
+    >>> from mamllit.core.episode import Examples
+    >>> from mamllit.inference.heads import BaselinePlusPlus
+    >>> support = Examples(torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 0.1]]), torch.tensor([0, 1, 1]), ways=2)
+    >>> method = BaselinePlusPlus(torch.nn.Identity())
+    >>> method.without(support, torch.tensor([[False, True, False]])).argmax(-1)
+    tensor([[0, 1, 1]])
+    """
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__(backbone, Classification(), inner_lr=1.0, inner_steps=100, head="cosine")
+
+    def without(self, support: Examples, left_out: Tensor) -> Tensor:
+        """Logits [F, n, N] of all support images by F heads, each trained without the images that `left_out` [F, n] marks, and
+        with the images of smaller classes repeated in turn, as `outputs` has it."""
+        features = in_their_span(self.backbone(support.x).flatten(1))
+        rows = [equal_classes(support.y, ~out) for out in left_out]
+        counts = torch.stack([torch.bincount(own, minlength=len(features)) for own in rows]).to(features.dtype)
+        shares = counts[:, :, None] * members(support, features)  # [F, n, N]
+        weights = (shares / shares.sum(1, keepdim=True)).mT @ features
+        z, n = F.normalize(features, dim=-1), counts.sum(1)
+
+        def logits(weight: Tensor) -> Tensor:
+            return self.scale * (z @ F.normalize(weight, dim=-1).flatten(0, 1).mT).unflatten(1, weight.shape[:2]).movedim(0, 1)
+
+        def loss(weight: Tensor) -> Tensor:
+            fit = -(logits(weight).log_softmax(-1) * shares).sum((1, 2)) / n
+            return fit.sum() + self.weight_decay / 2 * weight.square().sum()
+
+        for _ in range(self.inner_steps):
+            weights = weights - self.inner_lr * grad(loss)(weights)
+        return logits(weights)
+
+
+def equal_classes(labels: Tensor, allowed: Tensor | None = None) -> Tensor:
+    """Rows by class, as many of each as the largest has: a smaller class has its images repeated in turn. `allowed` [n] leaves
+    images out."""
+    every = [(labels == label) & (True if allowed is None else allowed) for label in range(int(labels.max()) + 1)]
+    most = max(int(own.sum()) for own in every)
+    rows = [own.nonzero().flatten() for own in every]
+    return torch.cat([own.repeat(-(-most // len(own)))[:most] for own in rows])
+
+
+def in_their_span(features: Tensor) -> Tensor:
+    """Features [n, D] in an orthonormal basis of their own span, [n, min(n, D)]: all products of two are as they were."""
+    if len(features) >= features.shape[1]:
+        return features
+    return torch.linalg.qr(features.double().mT, "r").R.mT.to(features.dtype)
+
+
 class Resemblance(Method):
     """No classifier, but what an answer is like: "logits" [n, support images], the cosine with each.
 
@@ -149,11 +210,45 @@ class FeaturesOf(nn.Module):
         return out.flatten(1)
 
 
-HEADS: dict[str, Callable[[nn.Module], Method]] = {
-    "logistic": LogisticRegression,
-    "nearest_mean": lambda backbone: PrototypicalNetworks(backbone, Classification(), "cosine", scale=10.0),
-    "euclidean_mean": lambda backbone: PrototypicalNetworks(backbone, Classification()),
-    "nearest_image": lambda backbone: NearestNeighbour(backbone, Classification()),
-    "baseline++": lambda backbone: LinearProbe(backbone, Classification(), inner_lr=1.0, inner_steps=100, head="cosine"),
+class Weighted(nn.Module):
+    """Features of length 10, each with a weight that begins at 1: what `MAML` adapts of features that stay as they are.
+
+    Args:
+        backbone: gives features [n, D]; its parameters stay as they are.
+        size: D.
+
+    >>> import torch
+    >>> from mamllit.inference.heads import Weighted
+    >>> Weighted(torch.nn.Identity(), 2)(torch.tensor([[3.0, 4.0]]))
+    tensor([[6., 8.]], grad_fn=<MulBackward0>)
+    """
+
+    def __init__(self, backbone: nn.Module, size: int) -> None:
+        super().__init__()
+        self.backbone, self.feature_size, self.out_features = backbone, size, None
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 10 * F.normalize(self.backbone(x).flatten(1) * self.weight, dim=-1)
+
+
+def anil(backbone: nn.Module, size: int) -> ANIL:
+    """ANIL on features of `size`, five steps of 0.02 from a last layer at zero; an outer loop learns the features' weights."""
+    return ANIL(Weighted(backbone, size), Classification(), 0.02, 5, "sum_over_shots", head="zero")
+
+
+def maml(backbone: nn.Module, size: int) -> MAML:
+    """MAML on features: `anil`, whose inner loop moves the features' weights too."""
+    return MAML(Weighted(backbone, size), Classification(), 0.02, 5, "sum_over_shots", frozen=["backbone.*"], head="zero")
+
+
+HEADS: dict[str, Callable[[nn.Module, int], Method]] = {  # of a network that gives features [n, D], and D
+    "logistic": lambda backbone, size: LogisticRegression(backbone),
+    "nearest_mean": lambda backbone, size: PrototypicalNetworks(backbone, Classification(), "cosine", scale=10.0),
+    "euclidean_mean": lambda backbone, size: PrototypicalNetworks(backbone, Classification()),
+    "nearest_image": lambda backbone, size: NearestNeighbour(backbone, Classification()),
+    "baseline++": lambda backbone, size: BaselinePlusPlus(backbone),
+    "anil": anil,
+    "maml": maml,
 }
 AS_THEY_ARE = (LogisticRegression, PrototypicalNetworks, NearestNeighbour, Resemblance)  # weigh classes of any size the same
