@@ -1,7 +1,7 @@
 """What to use on one's own images: nine ways on three sets that are neither Omniglot nor mini-ImageNet.
 
     python experiments/own_sets.py prepare glyphs|emoji|photos FOLDER [--packages DIR]
-    python experiments/own_sets.py measure glyphs|emoji|photos FOLDER [--out FILE]
+    python experiments/own_sets.py measure glyphs|emoji|photos FOLDER [--out FILE] [--ways WAY ...]
 
 `prepare` lays a set out as one folder per class, from what packages ship; no network is needed once they are there:
 
@@ -25,7 +25,7 @@ import json
 import shutil
 import time
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -53,7 +53,7 @@ from mamllit.systems import MetaLearner
 RESULTS = Path(__file__).parent / "results" / "own_sets"
 OMNIGLOT = "maml_omniglot_5way_1shot"
 WAYS, SHOTS, QUERIES, EPISODES, STEPS = 5, (1, 5), 2, 60, 5
-ITERATIONS, FROM_OMNIGLOT, ON_FEATURES = 500, 200, 100
+ITERATIONS, FROM_OMNIGLOT, ON_FEATURES = 300, 200, 100
 EMOJI = 60
 PHOTOS = {
     "animals/birds": "bird", "food/fruit": "fruit", "plants/flowers": "flower", "food/vegetables": "vegetable",
@@ -243,8 +243,8 @@ def ways_of(name: str, root: Path) -> Iterator[tuple[str, int, Callable[[], dict
     yield "MAML from the beginning", ITERATIONS, conv4
 
 
-def measure(name: str, root: Path, out: Path) -> None:
-    """Measure all ways on a set; the file is written after each, and one that is there goes on."""
+def measure(name: str, root: Path, out: Path, ways: Sequence[str] = ()) -> None:
+    """Measure the ways on a set, by default all; the file is written after each, and one that is there goes on."""
     torch.set_num_threads(1)
     data = module(ImageFolderDataModule, root, SETS[name].image_size, SETS[name].channels)
     about = {
@@ -258,19 +258,22 @@ def measure(name: str, root: Path, out: Path) -> None:
         "chance": 1 / WAYS,
         "seed": 0,
         "threads": 1,
-        "commit": commit(),
         "versions": versions(),
     }
+    source = commit()
     rows = json.loads(out.read_text(encoding="utf-8"))["rows"] if out.exists() else []
-    for way, iterations, run in ways_of(name, root):
-        if any(row["way"] == way for row in rows):
+    every = list(ways_of(name, root))
+    order = [way for way, _, _ in every]
+    for way, iterations, run in every:
+        if any(row["way"] == way for row in rows) or (ways and way not in ways):
             continue
         L.seed_everything(0, verbose=False)
         wall, cpu = time.monotonic(), time.process_time()
         found = run()
         seconds = {"wall": round(time.monotonic() - wall, 1), "cpu": round(time.process_time() - cpu, 1)}
-        rows.append({"way": way, "iterations": iterations, "shots": found, "seconds": seconds})
+        rows.append({"way": way, "iterations": iterations, "shots": found, "seconds": seconds, "commit": source})
         print(json.dumps(rows[-1]), flush=True)
+        rows.sort(key=lambda row: order.index(row["way"]))
         durable.write(out, json.dumps({**about, "rows": rows}, indent=2) + "\n")
 
 
@@ -281,9 +284,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--packages", type=Path, help="where the packages are unpacked (emoji, photos)")
     parser.add_argument("--out", type=Path, help="the file of results (measure)")
+    parser.add_argument("--ways", nargs="+", default=(), help="rows to measure, by their names in the table; by default all")
     given = parser.parse_args()
     if given.do == "measure":
-        measure(given.name, given.folder, given.out or RESULTS / f"{given.name}.json")
+        measure(given.name, given.folder, given.out or RESULTS / f"{given.name}.json", given.ways)
     elif given.name == "glyphs":
         write_glyphs(given.folder, fonts=FONTS[::2])
     elif given.packages is None:
