@@ -13,7 +13,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from mamllit.data import EpisodicDataModule, EvaluationSet
 from mamllit.systems.episodic import EpisodicSystem
 
-LONG = 5.0  # seconds from which a test says how long it will take
+LONG = 5.0  # seconds of batches after which a test says how long it will take
 
 
 class StepProgressBar(ProgressBar):
@@ -77,7 +77,7 @@ class StepProgressBar(ProgressBar):
 
     def _open_evaluation(self, label: str, trainer: L.Trainer, split: Literal["val", "test"], most: Sequence[float]) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        self._left, self._began = [], time.monotonic()
+        self._left, self._began = [], 0.0
         if isinstance(data, EpisodicDataModule):  # Lightning does not know how long its loaders are
             shares = [-(-evaluation.episodes // trainer.world_size) for evaluation in data.evaluation_sets(split)]
             batches = [-(-share // data.eval_batch_size) for share in shares]
@@ -96,19 +96,27 @@ class StepProgressBar(ProgressBar):
         if self._bar is None:
             return
         self._bar.update(1)
-        if self._bar.n == 1 and self._enabled and trainer.is_global_zero and isinstance(pl_module, EpisodicSystem):
-            self._announce(pl_module)
+        if self._bar.n == 1:  # the first batch also reads data and compiles
+            self._began = time.monotonic()
+        elif self._began and self._enabled and trainer.is_global_zero and isinstance(pl_module, EpisodicSystem):
+            seconds = time.monotonic() - self._began
+            if seconds >= LONG:
+                self._announce(pl_module, seconds)
+                self._began = 0.0  # said once
 
-    def _announce(self, learner: EpisodicSystem) -> None:
-        """How long it will take, after the first batch; those of the other sets take longer as their examples are more."""
-        work = [count * _examples(learner, e) for count, e in zip(self._left, learner.evaluation_sets, strict=False)]
-        if not work or not self._left[0]:
+    def _announce(self, learner: EpisodicSystem, seconds: float) -> None:
+        """How long it will still take, where all batches but the first took `seconds` so far; those of the other sets take
+        longer as their examples are more."""
+        sets = zip(self._left, learner.evaluation_sets, strict=False)
+        work = [_examples(learner, evaluation) for count, evaluation in sets for _ in range(count)]
+        assert self._bar is not None
+        if not (measured := sum(work[1 : self._bar.n])):
             return
-        seconds = (time.monotonic() - self._began) * sum(work) / (work[0] / self._left[0])
-        if seconds >= LONG:
+        left = seconds * sum(work[self._bar.n :]) / measured
+        if left >= LONG:
             episodes = sum(evaluation.episodes for evaluation in learner.evaluation_sets)
-            about = f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} s"
-            print(f"{self._bar.desc if self._bar else ''}: {episodes:,} episodes, about {about}")
+            about = f"{left / 60:.0f} minutes" if left >= 90 else f"{left:.0f} s"
+            print(f"{self._bar.desc}: {episodes:,} episodes, about {about} left")
 
     def on_validation_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         if trainer.state.fn == TrainerFn.VALIDATING:

@@ -11,32 +11,16 @@ Omniglot characters (experiments/own_images.yaml, 300 iterations, 60 episodes of
 accuracy were 66 and 64% on 75 query images of all classes alike, but 28 and 63% on three images of one class.
 """
 
-import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from mamllit.backbones.timm_net import PRETRAINED
 from mamllit.core.episode import Examples
-from mamllit.data.preparation import Preparation
-from mamllit.engine.evaluation import BATCH_NORMS, BatchNorm
-from mamllit.inference.classifier import (
-    CheckpointImages,
-    Classifier,
-    Seen,
-    candidates,
-    check_name,
-    classify,
-    load_classifier,
-    outputs,
-    own_name,
-    weighed,
-)
-from mamllit.inference.contact_sheet import MOST, contact_sheet
+from mamllit.inference.classifier import CheckpointImages, Classifier, Seen, candidates, outputs, own_name, weighed
 from mamllit.inference.estimate import FOLDS, estimate
 from mamllit.inference.features import DEFAULT, TimmFeatures, timm_features
 from mamllit.inference.heads import HEADS
@@ -50,75 +34,15 @@ from mamllit.inference.images import (
     warnings_of,
 )
 from mamllit.inference.outcome import Outcome
-from mamllit.inference.report import write_report
+from mamllit.inference.settings import Settings
 from mamllit.methods import Method
 from mamllit.pretrained.build import rebuild
 from mamllit.pretrained.files import read
 
-__all__ = ["CSV", "REPORT", "SHEET", "Settings", "adapt_folder", "check_ways", "classify", "fewshot", "predict_folder"]
-
-CSV, SHEET, REPORT = "predictions.csv", "contact_sheet.png", "report.html"
 BEST = "logistic"  # the head on features, where none is named
 NETWORK_FOLDS = 5  # of an estimate where the whole network adapts in each
-THUMBNAIL = Preparation(96, 3, upright=True)
 Support = str | Path | Mapping[str, Sequence[str | Path]]
 Query = str | Path | Sequence[str | Path]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How classes are learned; the defaults are right for photographs.
-
-    Args:
-        features: "timm:" and the name of a network of timm (extra `timm`), which stays as it is; by default
-            timm:tf_efficientnet_lite0, whose weights come with the extra. The features of a folder are kept in it, in
-            `.mamllit-cache`.
-        weights: a file with the network's weights, safetensors or of torch.save; "pretrained" for timm's own.
-        checkpoint: in the place of features: a name that comes with mamllit, or the path of a file of `mamllit export`.
-        head: logistic, nearest_mean, euclidean_mean, nearest_image or baseline++; of a checkpoint also its own method, by
-            default. On features logistic by default.
-        compare: estimate all heads on the support, not only the one that is used.
-        folds: of the estimates; by default leave-one-out up to 50 images, else 10 (5 where the whole network adapts).
-        unsure: predictions of a lower probability are marked.
-        cache_dir: a folder for the features, where the folders of images cannot be written.
-        steps: inner steps (default: the number whose value is the checkpoint's result).
-        batch_norm: of a checkpoint. "inductive" normalises a query image by the support, so that it is predicted by itself.
-            "transductive", as in the paper and in most published numbers, normalises it by all query images together: more
-            accurate if they are many and of all classes alike, and wrong if they are few or of one class.
-        trusted: your own packages whose classes the checkpoint may make; their code is run.
-        preparation: how to prepare the images, for a checkpoint of a DataModule of your own.
-        progress: show a bar while images are embedded.
-
-    Raises:
-        ValueError: for what is out of its bounds.
-
-    >>> from mamllit.inference import Settings
-    >>> Settings(head="nearest_mean", unsure=0.7).features is None  # the default network
-    True
-    """
-
-    features: str | None = None
-    weights: str | Path = PRETRAINED
-    checkpoint: str | Path | None = None
-    head: str | None = None
-    compare: bool = False
-    folds: int | None = None
-    unsure: float = 0.5
-    cache_dir: str | Path | None = None
-    steps: int | None = None
-    batch_norm: BatchNorm = "inductive"
-    trusted: Sequence[str] = ()
-    preparation: Preparation | None = None
-    progress: bool = False
-
-    def __post_init__(self) -> None:
-        if self.batch_norm not in BATCH_NORMS:
-            raise ValueError(f"batch_norm is {self.batch_norm!r}; it must be 'inductive' or 'transductive'")
-        if self.steps is not None and self.steps < 0:
-            raise ValueError(f"steps is {self.steps}; it must be >= 0")
-        _check_share(self.unsure)
-        if self.checkpoint is not None and (self.features is not None or self.weights != PRETRAINED):
-            raise ValueError("a checkpoint has its own network: give a checkpoint, or features (and their weights), not both")
 
 
 def fewshot(
@@ -151,84 +75,14 @@ def fewshot(
     settings = settings or Settings()
     given = {"features": features, "checkpoint": checkpoint, "head": head, "compare": compare or None}
     settings = replace(settings, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-    return _fitted(support, query, settings, None)[0]
+    return fitted(support, query, settings)[0]
 
 
-def adapt_folder(
-    support: str | Path,
-    query: str | Path,
-    out: str | Path = "adapted",
-    settings: Settings | None = None,
-    save: str | Path | None = None,
-) -> Outcome:
-    """Adapt to the classes of `support`, predict the images of `query`, and write both into `out`.
-
-    Writes `predictions.csv`, `contact_sheet.png` and `report.html`, a page with pictures that needs no network.
-
-    Args:
-        support: a folder with one sub-folder of images per class; its name is the class's name.
-        query: a folder of images, flat or nested. Where an image lies in a folder with the name of a class, the
-            prediction is checked against it.
-        out: folder for the files; made where it is missing.
-        settings: see `Settings`.
-        save: a file for the adapted classifier, ending in .safetensors; `predict_folder` uses it.
-
-    Raises:
-        PermissionError, NotADirectoryError: if `out` cannot be written, before anything is computed.
-        the others: see `fewshot`.
-    """
-    if save is not None:
-        check_name(save)
-    found, classifier, folder = _fitted(support, query, settings or Settings(), out)
-    assert folder is not None
-    _write(found, classifier, folder)
-    if save is not None:
-        classifier.save(save)
-    return found
-
-
-def predict_folder(
-    classifier: str | Path,
-    query: str | Path,
-    out: str | Path = "predicted",
-    unsure: float = 0.5,
-    cache_dir: str | Path | None = None,
-    trusted: Sequence[str] = (),
-    progress: bool = False,
-) -> Outcome:
-    """Predict the images of a folder by a classifier that `mamllit adapt --save` wrote.
-
-    Writes `predictions.csv` into `out`.
-
-    Args:
-        classifier: the file.
-        query: a folder of images, flat or nested.
-        out: folder for the file; made where it is missing.
-        unsure: predictions of a lower probability are marked.
-        cache_dir: a folder for the features, where the folder of images cannot be written.
-        trusted: your own packages whose classes the classifier's checkpoint may make; their code is run.
-        progress: show a bar while images are embedded.
-
-    Raises:
-        FileNotFoundError: where there is no such file, or no image.
-        ValueError: for a file that is no classifier, images that cannot be read, or a wrong argument.
-        PermissionError, NotADirectoryError: if `out` cannot be written, before anything is computed.
-    """
-    start = time.perf_counter()
-    _check_share(unsure)
-    loaded, files, folder = load_classifier(classifier, trusted), query_files(query), _writable(out)
-    x, problem = _seen_of(loaded.seen, Path(query), files, cache_dir, progress)
-    others = left_out(query)
-    notes = (*((f"{query}: not read, for their endings: {others}",) if others else ()), *((problem,) if problem else ()))
-    found = _outcome(loaded, files, x, Path(query), unsure, notes, start)
-    found.write_csv(folder / CSV)
-    return found
-
-
-def _fitted(
-    support: Support, query: Query, settings: Settings, out: str | Path | None
-) -> tuple[Outcome, Classifier, Path | None]:
-    """What was predicted, by what, and the folder `out`, which is made once the settings have been checked."""
+def fitted(
+    support: Support, query: Query, settings: Settings, ready: Callable[[], object] = lambda: None
+) -> tuple[Outcome, Classifier]:
+    """What was predicted, and by what; see `fewshot`. `ready` is called once the settings have been checked, before anything
+    is computed."""
     start = time.perf_counter()
     loaded = None if settings.checkpoint is None else read(settings.checkpoint)
     by_class, files, root = _support(support)
@@ -242,9 +96,9 @@ def _fitted(
     if loaded is None:
         seen = timm_features(settings.features or DEFAULT, settings.weights)
         name = _checked_head(settings.head, seen, list(by_class))
-        folder = None if out is None else _writable(out)
-        x, problem = _seen_of(seen, root, files, settings.cache_dir, settings.progress)
-        query_x, other = _seen_of(seen, query_root, queries, settings.cache_dir, settings.progress)
+        ready()
+        x, problem = seen_of(seen, root, files, settings.cache_dir, settings.progress)
+        query_x, other = seen_of(seen, query_root, queries, settings.cache_dir, settings.progress)
         notes += list(dict.fromkeys(text for text in (problem, other) if text))
     else:
         described, tensors = loaded
@@ -252,7 +106,7 @@ def _fitted(
         how = known_preparation(described.data) if settings.preparation is None else settings.preparation
         seen = CheckpointImages(described, tensors, method, how)
         name = _checked_head(settings.head, seen, list(by_class))
-        folder = None if out is None else _writable(out)
+        ready()
         images = read_images([*files, *queries], how)  # together, so that all unreadable ones are told at once
         images, drawn = as_ink(images, how)
         if drawn != how:
@@ -263,9 +117,16 @@ def _fitted(
         x, query_x = seen.seen(images[: len(files)]), seen.seen(images[len(files) :])
         steps = described.steps if steps is None and name == own_name(method) else steps
     classifier = Classifier(
-        classes=tuple(by_class), files=tuple(files), support=Examples(x, labels, len(by_class)), seen=seen, head=name,
-        method=candidates(seen)[name](x), steps=steps, batch_norm=settings.batch_norm,
-    )  # fmt: skip
+        classes=tuple(by_class),
+        files=tuple(files),
+        names=_names(by_class, root),
+        support=Examples(x, labels, len(by_class)),
+        seen=seen,
+        head=name,
+        method=candidates(seen)[name](x),
+        steps=steps,
+        batch_norm=settings.batch_norm,
+    )
     if weighed(classifier.method, classifier.support) is not classifier.support:
         largest = max(map(len, by_class.values()))
         notes += [
@@ -276,7 +137,7 @@ def _fitted(
     classifier = _estimated(classifier, settings.compare, settings.folds)
     if classifier.temperature is None:
         notes.append("one image per class: nothing to estimate accuracy on, and the probabilities are not calibrated")
-    return _outcome(classifier, queries, query_x, query_root, settings.unsure, tuple(notes), start), classifier, folder
+    return outcome(classifier, queries, query_x, query_root, settings.unsure, tuple(notes), start), classifier
 
 
 def _estimated(classifier: Classifier, compare: bool, folds: int | None) -> Classifier:
@@ -302,7 +163,7 @@ def _estimated(classifier: Classifier, compare: bool, folds: int | None) -> Clas
     return replace(classifier, temperature=temperature, estimates=(own_estimate, *others))
 
 
-def _outcome(
+def outcome(
     classifier: Classifier,
     files: Sequence[Path],
     x: Tensor,
@@ -311,6 +172,7 @@ def _outcome(
     notes: tuple[str, ...],
     start: float,
 ) -> Outcome:
+    """What a classifier predicts for `files` below `root`, `x` as it sees them."""
     classes = classifier.classes
     root = root.expanduser() if root else None
     below = [file.relative_to(root) if root else file for file in files]
@@ -321,6 +183,7 @@ def _outcome(
     return Outcome(
         classes=classes,
         support=classifier.files,
+        support_names=classifier.names,
         support_labels=classifier.support.y,
         query=tuple(files),
         probabilities=probabilities,
@@ -333,11 +196,12 @@ def _outcome(
         estimates=classifier.estimates,
         temperature=classifier.temperature,
         root=root,
+        pictures=classifier.pictures,
         notes=notes,
     )
 
 
-def _seen_of(
+def seen_of(
     seen: Seen, root: Path | None, files: Sequence[Path], cache_dir: str | Path | None, progress: bool
 ) -> tuple[Tensor, str | None]:
     """Images as a head sees them, and a note where their features could not be kept."""
@@ -355,6 +219,12 @@ def _support(support: Support) -> tuple[dict[str, list[Path]], list[Path], Path 
         if empty := [name for name, own in by_class.items() if not own]:
             raise FileNotFoundError(f"no images are given for these classes: {', '.join(empty)}")
     return by_class, [file for own in by_class.values() for file in own], root
+
+
+def _names(by_class: Mapping[str, Sequence[Path]], root: Path | None) -> tuple[str, ...]:
+    """How the support images are named wherever they are: below the support folder, as "class/image.png"."""
+    named = [(name, file) for name, own in by_class.items() for file in own]
+    return tuple(file.relative_to(root).as_posix() if root else f"{name}/{file.name}" for name, file in named)
 
 
 def _query(query: Query) -> tuple[list[Path], Path | None]:
@@ -390,37 +260,3 @@ def check_ways(method: Method | None, classes: Sequence[str]) -> None:
             f"{found}. Use another head on its features (--head {next(iter(HEADS))}), which takes any number, a checkpoint of "
             f"{len(classes)} ways (`data.ways` and `out_features`), or {outputs} sub-folders"
         )
-
-
-def _check_share(unsure: float) -> None:
-    if not 0 <= unsure <= 1:
-        raise ValueError(f"unsure is {unsure}; it is a probability, from 0 to 1")
-
-
-def _write(found: Outcome, classifier: Classifier, folder: Path) -> None:
-    found.write_csv(folder / CSV)
-    seen = classifier.seen
-    how = seen.how if isinstance(seen, CheckpointImages) else THUMBNAIL
-    of_class: dict[str, list[Path]] = {name: [] for name in found.classes}
-    for file, label in zip(found.support, found.support_labels.tolist(), strict=True):
-        of_class[found.classes[label]].append(file)
-    shown = {name: read_images(own, how) for name, own in of_class.items()}
-    drawn = read_images(found.query[:MOST], how)
-    sheet = contact_sheet(
-        shown, drawn, found.labels, found.probabilities, found.truth, how.invert, f"{found.features}, {found.head}"
-    )
-    sheet.savefig(folder / SHEET, dpi=110)
-    write_report(found, folder / REPORT)
-
-
-def _writable(out: str | Path) -> Path:
-    """The folder `out`, made where it is missing; tried now, so that nothing is computed in vain."""
-    folder = Path(out).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise type(error)(
-            error.errno, f"cannot write into the folder {folder} ({error.strerror}); name another with --out"
-        ) from error
-    return folder

@@ -1,8 +1,9 @@
 """A classifier for somebody's own classes: the support, what it is seen by, and the head; fitted, used, saved and loaded.
 
 A saved one is a single safetensors file with no code in it: the network's weights, the support as the head sees it (features,
-or the small images that a checkpoint's network takes), and the settings as JSON. Adapting again takes milliseconds, so that no
-state of any method has to be written down.
+or the small images that a checkpoint's network takes), thumbnails of the support for the report, and the settings as JSON. It
+names no folder of the machine that it was made on. Adapting again takes milliseconds, so that no state of any method has to be
+written down.
 """
 
 import json
@@ -12,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -25,15 +27,17 @@ from mamllit.inference.features import TimmFeatures, from_state
 from mamllit.inference.heads import AS_THEY_ARE, HEADS, FeaturesOf, Resemblance, equal_classes
 from mamllit.inference.images import read_images
 from mamllit.inference.outcome import HeadEstimate
+from mamllit.inference.thumbnails import thumbnail
 from mamllit.methods import Method
 from mamllit.pretrained.build import rebuild
 from mamllit.pretrained.files import SUFFIX, Checkpoint, digest, opened
 from mamllit.runs import durable
 
 KEY = "mamllit-classifier"
-FORMAT = 1
+FORMAT = 2
 AT_ONCE = 200  # query images predicted together where they do not depend on each other
 NETWORK, SUPPORT, LABELS = "network.", "support", "labels"
+PICTURES, SIZES = "pictures", "picture_sizes"  # JPEG files, one after the other, and their lengths in bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +108,8 @@ class Classifier:
 
     Args:
         classes: the N names.
-        files: of the n support images.
+        files: of the n support images; their names alone, where it was loaded.
+        names: of the n support images, below the support folder.
         support: as the head sees them, [n, D] or [n, C, S, S], labels in the order of `classes`.
         seen: what makes that of a picture.
         head: its name.
@@ -113,10 +118,12 @@ class Classifier:
         batch_norm: see `mamllit.engine.evaluation`.
         temperature: of the probabilities; None where they are not calibrated.
         estimates: of the head, and of others that it was compared with.
+        pictures: thumbnails of the n support images, where it was loaded: it says on any machine what an image resembles.
     """
 
     classes: tuple[str, ...]
     files: tuple[Path, ...]
+    names: tuple[str, ...]
     support: Examples
     seen: Seen
     head: str
@@ -125,6 +132,7 @@ class Classifier:
     batch_norm: BatchNorm = "inductive"
     temperature: float | None = None
     estimates: tuple[HeadEstimate, ...] = ()
+    pictures: tuple[bytes, ...] = ()
 
     def probabilities(self, x: Tensor) -> Tensor:
         """[M, N] for inputs as the head sees them."""
@@ -150,7 +158,7 @@ class Classifier:
         """
         path, seen = check_name(path), self.seen
         entries: dict[str, Any] = {
-            "format": FORMAT, "classes": self.classes, "files": [file.as_posix() for file in self.files], "head": self.head,
+            "format": FORMAT, "classes": self.classes, "names": self.names, "head": self.head,
             "steps": self.steps, "batch_norm": self.batch_norm, "temperature": self.temperature,
             "estimates": [asdict(entry) for entry in self.estimates],
         }  # fmt: skip
@@ -159,7 +167,12 @@ class Classifier:
         else:
             entries["checkpoint"], weights = asdict(seen.checkpoint), dict(seen.tensors)
             entries["preparation"] = seen.how.as_dict()
+        pictures = self.pictures or tuple(map(thumbnail, self.files))
         tensors = {SUPPORT: self.support.x, LABELS: self.support.y}
+        tensors |= {
+            PICTURES: torch.from_numpy(np.frombuffer(b"".join(pictures), np.uint8).copy()),
+            SIZES: torch.tensor([*map(len, pictures)]),
+        }
         tensors |= {f"{NETWORK}{name}": value for name, value in weights.items()}
         stored = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
         entries = json.loads(json.dumps(entries))  # as a reader finds them
@@ -197,8 +210,9 @@ def load_classifier(path: str | Path, trusted: Sequence[str] = ()) -> Classifier
         )
     try:
         entries = dict(json.loads(metadata[KEY]))
-        if entries["format"] > FORMAT:
-            raise ValueError(f"its format is {entries['format']}, and this mamllit reads up to {FORMAT}: install a newer one")
+        if entries["format"] != FORMAT:
+            newer = "install a newer one" if entries["format"] > FORMAT else "write it again with `mamllit adapt --save`"
+            raise ValueError(f"its format is {entries['format']}, and this mamllit reads {FORMAT}: {newer}")
         if entries.pop("digest") != digest(entries, stored):
             raise ValueError("it has changed since it was written: its digest is another")
         return _loaded(entries, stored, trusted)
@@ -217,10 +231,13 @@ def _loaded(entries: dict[str, Any], stored: dict[str, Tensor], trusted: Sequenc
         checkpoint = Checkpoint(**entries["checkpoint"])
         method = rebuild(checkpoint, weights, trusted)
         seen = CheckpointImages(checkpoint, weights, method, Preparation(**entries["preparation"]))
-    classes = tuple(entries["classes"])
+    classes, names = tuple(entries["classes"]), tuple(entries["names"])
+    sizes = stored[SIZES].tolist()
+    pictures = tuple(part.numpy().tobytes() for part in stored[PICTURES].split(sizes))
     return Classifier(
         classes=classes,
-        files=tuple(map(Path, entries["files"])),
+        files=tuple(map(Path, names)),
+        names=names,
         support=Examples(stored[SUPPORT], stored[LABELS], len(classes)),
         seen=seen,
         head=entries["head"],
@@ -229,6 +246,7 @@ def _loaded(entries: dict[str, Any], stored: dict[str, Tensor], trusted: Sequenc
         batch_norm=entries["batch_norm"],
         temperature=entries["temperature"],
         estimates=tuple(HeadEstimate(**{**entry, "ci95": tuple(entry["ci95"])}) for entry in entries["estimates"]),
+        pictures=pictures,
     )
 
 

@@ -211,7 +211,7 @@ class FeaturesOf(nn.Module):
 
 
 class Weighted(nn.Module):
-    """Features of length 10, each with a weight that begins at 1: what `MAML` adapts of features that stay as they are.
+    """Features of length 10, each with a weight that begins at 1, for an outer loop to learn.
 
     Args:
         backbone: gives features [n, D]; its parameters stay as they are.
@@ -232,14 +232,39 @@ class Weighted(nn.Module):
         return 10 * F.normalize(self.backbone(x).flatten(1) * self.weight, dim=-1)
 
 
+class Turned(nn.Module):
+    """Features of length 10 and a linear layer that begins as the identity: what `MAML` adapts of features that stay as they are.
+
+    Weights of single features would not do: from a head at zero, their gradients are too small to change a prediction.
+
+    Args:
+        backbone: gives features [n, D]; its parameters stay as they are.
+        size: D.
+
+    >>> import torch
+    >>> from mamllit.inference.heads import Turned
+    >>> Turned(torch.nn.Identity(), 2)(torch.tensor([[3.0, 4.0]]))
+    tensor([[6., 8.]], grad_fn=<AddBackward0>)
+    """
+
+    def __init__(self, backbone: nn.Module, size: int) -> None:
+        super().__init__()
+        self.backbone, self.feature_size, self.out_features = backbone, size, None
+        self.weight = nn.Parameter(torch.zeros(size, size))  # [D, D], beside the identity
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = 10 * F.normalize(self.backbone(x).flatten(1), dim=-1)
+        return z + z @ self.weight.mT
+
+
 def anil(backbone: nn.Module, size: int) -> ANIL:
     """ANIL on features of `size`, five steps of 0.02 from a last layer at zero; an outer loop learns the features' weights."""
     return ANIL(Weighted(backbone, size), Classification(), 0.02, 5, "sum_over_shots", head="zero")
 
 
 def maml(backbone: nn.Module, size: int) -> MAML:
-    """MAML on features: `anil`, whose inner loop moves the features' weights too."""
-    return MAML(Weighted(backbone, size), Classification(), 0.02, 5, "sum_over_shots", frozen=["backbone.*"], head="zero")
+    """MAML on features of `size`, five steps of 0.02 of a linear layer on them and of a last layer from zero."""
+    return MAML(Turned(backbone, size), Classification(), 0.02, 5, "sum_over_shots", frozen=["backbone.*"], head="zero")
 
 
 HEADS: dict[str, Callable[[nn.Module, int], Method]] = {  # of a network that gives features [n, D], and D

@@ -31,7 +31,7 @@ def known_preparation(data: Mapping[str, Any]) -> Preparation:
     if (found := preparation_of(data)) is None:
         raise ValueError(
             f"the checkpoint was trained with {data['class_path']}, and how that prepares an image is not known here (known: "
-            f"{', '.join(KNOWN)}); say it in Python: adapt_folder(..., preparation=Preparation(image_size, channels))"
+            f"{', '.join(KNOWN)}); say it in Python: Settings(preparation=Preparation(image_size, channels))"
         )
     return found
 

@@ -60,7 +60,9 @@ class Outcome:
             one image alone.
         temperature: that makes the probabilities fit the hits of the folds; None where there was nothing to fit it on, and the
             probabilities are not calibrated.
+        support_names: [n], how the support images are named in `predictions.csv`; the files where it is empty.
         root: the query folder, below which the files are named in `predictions.csv`.
+        pictures: [n] thumbnails of the support images as JPEG files, where a saved classifier has brought them.
         notes: what a user should know: files that were not read, classes of different size, what could not be cached.
 
     >>> from pathlib import Path
@@ -90,6 +92,8 @@ class Outcome:
     temperature: float | None = None
     root: Path | None = None
     notes: tuple[str, ...] = ()
+    support_names: tuple[str, ...] = ()
+    pictures: tuple[bytes, ...] = ()
 
     @property
     def predicted(self) -> Tensor:
@@ -133,6 +137,6 @@ class Outcome:
             strict=True,
         )  # fmt: skip
         for name, label, truth, unsure, nearest, row in rows:
-            reason = self.support[nearest].as_posix()
+            reason = self.support_names[nearest] if self.support_names else self.support[nearest].as_posix()
             writer.writerow([name, label, truth or "", "unsure" * unsure, reason, *(f"{p:.6f}" for p in row)])
         durable.write(path, text.getvalue())

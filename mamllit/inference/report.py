@@ -6,18 +6,15 @@ that it is least sure of come first, each beside the support image that looks mo
 
 import base64
 import html
-import io
 from collections import Counter
 from collections.abc import Sequence
 from math import sqrt
 from pathlib import Path
 
-from mamllit.data.sources.bounded import IMAGE, read_bytes
-from mamllit.data.sources.pixels import picture
 from mamllit.inference.outcome import HeadEstimate, Outcome
+from mamllit.inference.thumbnails import thumbnail
 from mamllit.runs import durable
 
-THUMBNAIL = 112  # pixels of the longer side
 MOST = 1000  # query images that are drawn; predictions.csv has all
 SUPPORT = 12  # images that are drawn of a class
 Z95 = 1.959964
@@ -82,7 +79,8 @@ def report(outcome: Outcome) -> str:
     drawn = order[:MOST]
     nearest = {int(outcome.nearest[i]) for i in drawn}
     shown = {i for own in _by_class(outcome).values() for i in own[:SUPPORT]} | nearest
-    pictures = {i: thumbnail(outcome.support[i]) for i in sorted(shown)}
+    known = outcome.pictures
+    pictures = {i: _uri(known[i] if known else thumbnail(outcome.support[i])) for i in sorted(shown)}
     rules = "".join(f".s{i}{{background-image:url({uri})}}" for i, uri in pictures.items() if uri)
     title = f"{_number(len(outcome.query), 'image')} in {_number(len(outcome.classes), 'class', 'classes')}"
     parts = [
@@ -100,19 +98,6 @@ def report(outcome: Outcome) -> str:
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none';img-src data:;style-src 'unsafe-inline'\">"
         f"<title>mamllit: {title}</title><style>{STYLE}{rules}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
     )
-
-
-def thumbnail(file: Path) -> str:
-    """A small JPEG of an image file as a `data:` address; empty where it is gone or cannot be read."""
-    try:
-        with picture(read_bytes(file, IMAGE), channels=3, upright=True) as image:
-            image = image.copy()
-    except Exception:  # Pillow can raise nearly anything on a damaged file
-        return ""
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    data = io.BytesIO()
-    image.save(data, "JPEG", quality=82)
-    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
 def wilson(hits: float, number: int) -> tuple[float, float]:
@@ -278,9 +263,14 @@ def _by_class(outcome: Outcome) -> dict[str, list[int]]:
 
 
 def _image(file: Path, name: str) -> str:
-    if uri := thumbnail(file):
+    if uri := _uri(thumbnail(file)):
         return f'<img class="t" src="{uri}" alt="{_text(name)}" loading="lazy">'
     return '<span class="t gone">cannot be read</span>'
+
+
+def _uri(jpeg: bytes) -> str:
+    """A JPEG file as a `data:` address; empty for none."""
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}" if jpeg else ""
 
 
 def _frame(uri: str, index: int, name: str) -> str:

@@ -158,17 +158,27 @@ def test_a_test_and_a_validation_have_a_bar_and_those_of_a_fit_none(bars: list[B
 def test_a_long_test_says_how_long_it_will_take(
     bars: list[Bar], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The first batch takes 10 s. An episode of "paper" costs 3 x 1 x 5 + 2 x 5 = 25, of "standard" 15 + 2 x 100 = 215."""
-    now = iter([0.0, 10.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now, 1000.0))
+    """An episode of "paper" costs 3 x 1 x 5 + 2 x 5 = 25, of "standard" 15 + 2 x 100 = 215. The first batch takes 600 s and
+    counts for nothing; two more of "paper" take 6 s, so that one of it and four of "standard" take 3 (1 + 4 x 8.6) = 106 s."""
+    now = iter([600.0, 603.0, 606.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
     callback = StepProgressBar()
     learner = MetaLearner(MAML(MLP(1, [4], 1), Regression(), 0.01, 1, "sum_over_shots"), eval_steps=1)
-    data = SineDataModule(seed=0, test_episodes=6, eval_batch_size=3, test_shots=[5])
+    data = SineDataModule(seed=0, test_episodes=12, eval_batch_size=3, test_shots=[5])
     learner.evaluation_sets = data.evaluation_sets("test")
     learner.readings = readings_of(learner.evaluation_sets, (None,))
-    trainer: Any = SimpleNamespace(num_test_batches=[2, 2], is_global_zero=True, world_size=1, datamodule=data)
+    trainer: Any = SimpleNamespace(num_test_batches=[4, 4], is_global_zero=True, world_size=1, datamodule=data)
     callback.on_test_start(trainer, learner)
-    callback.on_test_batch_end(trainer, learner, None, None, 0)
-    callback.on_test_batch_end(trainer, learner, None, None, 1)
-    assert capsys.readouterr().out == "meta-test: 12 episodes, about 3 minutes\n"  # 20 s and 172 s
-    assert bars[0].n == 2
+    said = []
+    for batch in range(5):
+        callback.on_test_batch_end(trainer, learner, None, None, batch)
+        said.append(capsys.readouterr().out)
+    assert said == ["", "", "meta-test: 24 episodes, about 2 minutes left\n", "", ""]
+    assert bars[0].n == 5
+
+
+def test_a_short_test_says_nothing(bars: list[Bar], capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = fit(4, StepProgressBar())
+    data = SineDataModule(meta_batch_size=2, seed=0, test_episodes=6, eval_batch_size=3, test_shots=[5])
+    trainer.test(trainer.lightning_module, datamodule=data, verbose=False)
+    assert bars[-1].n == 4 and "left" not in capsys.readouterr().out

@@ -10,7 +10,7 @@ from toy_runs import toy_folders, toy_image
 
 from mamllit import cli
 from mamllit.cli.program import read
-from mamllit.inference.adapt import Settings, adapt_folder
+from mamllit.inference import Settings, adapt_folder
 from mamllit.pretrained.export import export
 
 pytestmark = QUIET

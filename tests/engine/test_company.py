@@ -12,7 +12,7 @@ from mamllit.core.episode import Episode, Examples
 from mamllit.core.tree import item
 from mamllit.engine.company import company
 from mamllit.engine.evaluation import BATCH_NORMS, predict, readings
-from mamllit.inference.adapt import classify
+from mamllit.inference.classifier import classify
 
 
 class AcrossTheBatch(nn.Module):

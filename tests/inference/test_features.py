@@ -19,6 +19,7 @@ timm: Any = pytest.importorskip("timm", reason="needs the extra timm")
 from mamllit import cli  # noqa: E402
 from mamllit.core.episode import Examples  # noqa: E402
 from mamllit.inference import Settings, adapt_folder, fewshot, load_classifier, predict_folder  # noqa: E402
+from mamllit.inference.adapt import fitted  # noqa: E402
 from mamllit.inference.classifier import outputs  # noqa: E402
 from mamllit.inference.estimate import estimate, fold_logits, folds_of, temperature  # noqa: E402
 from mamllit.inference.feature_cache import FeatureCache  # noqa: E402
@@ -208,6 +209,7 @@ def test_compare_save_and_predict(tmp_path: Path, settings: Settings, monkeypatc
     assert torch.allclose(loaded.probabilities, found.probabilities, atol=1e-6)
     assert torch.equal(loaded.nearest, found.nearest) and bool(loaded.unsure.all())
     assert (tmp_path / "later" / "predictions.csv").read_text().count("unsure") == 1 + 9
+    assert (tmp_path / "later" / "report.html").is_file()
     monkeypatch.undo()
     by_files = fewshot(
         {name: sorted((support / name).iterdir()) for name in "abc"}, sorted(query.rglob("*.png")), settings=settings
@@ -216,6 +218,33 @@ def test_compare_save_and_predict(tmp_path: Path, settings: Settings, monkeypatc
     seen = load_classifier(saved).seen
     assert isinstance(seen, TimmFeatures) and seen.key == timm_features(FEATURES, settings.weights).key
     assert torch.allclose(seen.of_files(found.support), timm_features(FEATURES, settings.weights).of_files(found.support))
+
+
+@pytest.mark.parametrize("by", ["features", "checkpoint", "files"])
+def test_a_saved_classifier_names_no_folder_and_shows_what_it_learned_from_anywhere(
+    by: str, tmp_path: Path, settings: Settings
+) -> None:
+    home = tmp_path / "home"
+    support, query = toy_folders(home)
+    given = Settings(checkpoint=export(toy_run(home / "run"))) if by == "checkpoint" else settings
+    saved = home / "c.safetensors"
+    if by == "files":
+        fitted({name: sorted((support / name).iterdir()) for name in "abc"}, query, given)[1].save(saved)
+    else:
+        adapt_folder(support, query, home / "out", given, save=saved)
+    there = tmp_path / "elsewhere"
+    home.rename(there)
+    assert str(home).encode() not in (there / "c.safetensors").read_bytes()
+    found = predict_folder(there / "c.safetensors", there / "query", there / "later")
+    assert found.support_names == tuple(f"{name}/{i}.png" for name in "abc" for i in range(2))
+    page = (there / "later/report.html").read_text()
+    assert page.count("background-image:url(data:image/jpeg;base64,/9j/") == 6 and "no longer there" not in page
+    assert str(tmp_path) not in page + (there / "later/predictions.csv").read_text()
+    load_classifier(there / "c.safetensors").save(there / "again.safetensors")
+    assert (there / "again.safetensors").read_bytes() == (there / "c.safetensors").read_bytes()
+    (there / "later/report.html").unlink()
+    predict_folder(there / "c.safetensors", there / "query", there / "later", report=False)
+    assert not (there / "later/report.html").exists()
 
 
 def test_unequal_classes_of_baseline_plus_plus_are_repeated(tmp_path: Path, settings: Settings) -> None:
@@ -284,7 +313,7 @@ def test_the_package_s_weights_tell_colours_apart(tmp_path: Path) -> None:
             r"^features is 'resnet18'; it must be 'timm:' and the name of a model, e\.g\. timm:tf_effic",
         ),
         ({"features": "timm:"}, r"^features is 'timm:'; it must be"),
-        ({"head": "maml"}, r"^head is 'maml'; the heads of timm:test_resnet are logistic, nearest_mean, "),
+        ({"head": "svm"}, r"^head is 'svm'; the heads of timm:test_resnet are logistic, nearest_mean, "),
         ({"folds": 0}, r"^folds is 0; it must be >= 2"),
     ],
 )
@@ -321,9 +350,10 @@ def test_files_that_are_no_classifiers(tmp_path: Path, settings: Settings) -> No
     saved.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(ValueError, match=r"^the classifier \S+ cannot be used: it has changed since it was written"):
         load_classifier(saved)
-    saved.write_bytes(content.replace(b'\\"format\\": 1', b'\\"format\\": 9'))
-    with pytest.raises(ValueError, match=r"its format is 9, and this mamllit reads up to 1: install a newer one"):
-        load_classifier(saved)
+    for other, way_out in ((9, "install a newer one"), (1, "write it again with `mamllit adapt --save`")):
+        saved.write_bytes(content.replace(b'\\"format\\": 2', b'\\"format\\": %d' % other))
+        with pytest.raises(ValueError, match=f"its format is {other}, and this mamllit reads 2: {way_out}"):
+            load_classifier(saved)
     saved.write_bytes(content[:100])
     with pytest.raises(ValueError, match=r"\(100 bytes\) cannot be read as safetensors"):
         load_classifier(saved)

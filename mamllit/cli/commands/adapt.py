@@ -5,8 +5,9 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from mamllit.inference.adapt import CSV, REPORT, SHEET, Settings, adapt_folder
+from mamllit.inference.folders import CSV, REPORT, SHEET, adapt_folder
 from mamllit.inference.outcome import Outcome
+from mamllit.inference.settings import Settings
 
 
 def main(args: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from mamllit.cli.commands.adapt import say
-from mamllit.inference.adapt import CSV, predict_folder
+from mamllit.inference.folders import CSV, REPORT, predict_folder
 
 
 def main(args: Sequence[str]) -> None:
@@ -15,4 +15,7 @@ def main(args: Sequence[str]) -> None:
     parser.add_function_arguments(predict_folder, as_positional=True, skip={"progress"})
     given = parser.parse_args(list(args)).as_dict()
     say(predict_folder(**given, progress=True))
-    print(f"predictions: {Path(given['out']).expanduser() / CSV}")
+    out = Path(given["out"]).expanduser()
+    print(f"predictions: {out / CSV}")
+    if given["report"]:
+        print(f"report: {out / REPORT}")

@@ -1,6 +1,7 @@
 """One image file to pixels: whatever its mode, size and orientation, a square uint8 array with 1 or 3 channels."""
 
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
@@ -33,7 +34,7 @@ TURNS = {  # what undoes each EXIF orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_one_large = threading.Lock()
+_one_large, _one_filter = threading.Lock(), threading.Lock()
 
 
 def decode_file(path: str | Path, size: int, channels: int, upright: bool) -> NDArray[np.uint8]:
@@ -110,7 +111,8 @@ def opened(data: bytes) -> Iterator[Image.Image]:
     """An image file of one of the `FORMATS`, its size checked, its pixels not yet decoded."""
     too_large = f"it has more than the {MOST:,} pixels that are decoded; make it smaller: a few hundred on a side are enough"
     try:
-        image = Image.open(BytesIO(data), formats=_readable())
+        with _damaged_exif_says_nothing():  # of a JPEG, Pillow already reads it here
+            image = Image.open(BytesIO(data), formats=_readable())
     except Image.DecompressionBombError as error:  # Pillow's own bound is higher
         raise ValueError(too_large) from error
     except OSError as error:
@@ -125,13 +127,22 @@ def opened(data: bytes) -> Iterator[Image.Image]:
             yield image
 
 
+@contextmanager
+def _damaged_exif_says_nothing() -> Iterator[None]:
+    """Without Pillow's warnings of EXIF that ends too early."""
+    with _one_filter, warnings.catch_warnings():  # whose filters are those of all threads
+        warnings.filterwarnings("ignore", r"Truncated File Read|Corrupt EXIF data", UserWarning, r"PIL\.TiffImagePlugin")
+        yield
+
+
 def turned(image: Image.Image) -> Image.Image:
     """The image as its EXIF orientation says; EXIF that cannot be read says nothing.
 
     Pillow's `exif_transpose` also writes the EXIF anew, which fails on entries that do not concern the orientation.
     """
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        with _damaged_exif_says_nothing():
+            orientation = image.getexif().get(ExifTags.Base.Orientation)
         turn = None if orientation is None or orientation != int(orientation) else TURNS.get(int(orientation))
     except Exception:  # damaged EXIF can raise nearly anything; the image itself may be whole
         return image
