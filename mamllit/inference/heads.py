@@ -233,7 +233,7 @@ class Weighted(nn.Module):
 
 
 class Turned(nn.Module):
-    """Features of length 10 and a linear layer that begins as the identity: what `MAML` adapts of features that stay as they are.
+    """Features of length 10 and a linear layer that begins as the identity: what `MAML` adapts of frozen features.
 
     Weights of single features would not do: from a head at zero, their gradients are too small to change a prediction.
 
