@@ -1,7 +1,7 @@
-"""From the configuration in a checkpoint to the method: only classes that cannot do anything but compute.
+"""Rebuild a method from the configuration in a checkpoint, using only classes that do nothing but compute.
 
-A checkpoint may come from anywhere, and a class path in it names code to run with arguments of the file's choice. So by
-default only networks and methods (`torch.nn.Module`) of `torch.nn` and of mamllit, and mamllit's objectives, are made.
+A checkpoint may come from anywhere, and a class path in it names code that runs with arguments of the file's choice. By
+default only networks and methods (`torch.nn.Module`) of `torch.nn` and of mamllit, and mamllit's objectives, are built.
 """
 
 import importlib
@@ -19,8 +19,8 @@ from mamllit.methods import Method
 from mamllit.pretrained.files import Checkpoint, read
 
 SAFE = ("mamllit", "torch.nn")
-LEEWAY = 100_000  # beside the numbers of a file: constants, step counts
-CALLS = 200  # of torch's functions that making a module may take for each tensor of the file
+LEEWAY = 100_000  # numbers beyond those of the file: constants, step counts
+CALLS = 200  # of torch functions, at most, that building a module may take per tensor of the file
 FILLS = ("uniform_", "normal_", "fill_", "zero_", "copy_", "erfinv_", "clamp_", "mul_", "add_")
 PLAIN = ("mamllit.objectives", "mamllit.rl")  # plain classes that only compute: objectives, worlds, distributions
 
@@ -44,8 +44,8 @@ def load(name_or_path: str | Path, trusted: Sequence[str] = ()) -> Method:
 def rebuild(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], trusted: Sequence[str] = ()) -> Method:
     """What `load` returns, from a checkpoint that was read.
 
-    The configuration may ask for any amount of memory. So the model is first made on the meta device, where a tensor takes
-    none, and no larger than the file; once names and shapes are those of the file, it is made for good.
+    A hostile configuration may ask for any amount of memory. So the model is first built on the meta device, where tensors take
+    none, and no larger than the file; it is built for real once all names and shapes match.
     """
     config = checkpoint.model.get("method")
     try:
@@ -54,7 +54,7 @@ def rebuild(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], trusted: Sequ
         raise ValueError(f"the model of {checkpoint.name} is not made: {error}") from None
     except RecursionError:
         raise ValueError(f"the model of {checkpoint.name} is not made: its configuration is nested too deeply") from None
-    except Exception as error:  # what a class of somebody's own does when it is made, the meta device may not know
+    except Exception as error:  # a class of the user's may need what the meta device does not have
         safe = all(_inside(path, SAFE) for path in class_paths(config))
         if safe and isinstance(error, RuntimeError):
             raise ValueError(f"the model of {checkpoint.name} cannot be made: {error}") from error
@@ -81,11 +81,11 @@ def _method(made: Any, checkpoint: Checkpoint) -> Method:
 
 
 class _TooLarge(Exception):
-    """More than a file can fill."""
+    """The configuration asks for more than the file can fill."""
 
 
 def _check_numbers(config: Any, most: int, name: str = "") -> None:
-    """No whole number of a configuration is larger than any size or count in a model of the file can be."""
+    """Refuse a configuration with an integer that no model filling this file could need."""
     if isinstance(config, Mapping):
         for key, value in config.items():
             _check_numbers(value, most, str(key))
@@ -97,7 +97,7 @@ def _check_numbers(config: Any, most: int, name: str = "") -> None:
 
 
 class _AsLargeAs(TorchFunctionMode):
-    """Refuses to make a tensor, or a number of them, that is out of proportion to the tensors of a file."""
+    """Refuses to make a tensor, or so many tensors, that the file could never fill them."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """The file of a trained checkpoint: tensors, and one metadata entry, "mamllit", with the configuration and the result as JSON.
 
-Safetensors hold no code, so that reading one runs none. The metadata are one entry because safetensors do not keep the order
-of several: so the same run gives the same bytes. A digest in it tells a file of which a bit has changed.
+Safetensors files hold no code, so reading one runs none. All metadata go into one entry, because safetensors does not keep the
+order of several: the same run then gives the same bytes. A digest reveals a file in which a bit has changed.
 """
 
 import difflib
@@ -31,7 +31,7 @@ DType = Literal["float32", "float16"]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds beside the tensors.
+    """What a checkpoint file holds besides the tensors.
 
     Args:
         name: e.g. "maml_omniglot_5way_1shot".
@@ -39,7 +39,7 @@ class Checkpoint:
         data: the part `data:`, without the folder that the images lay in.
         result: steps done and asked, seed, commit, and the measured `results` by evaluation set.
         stored_as: "float32" as trained, or "float16", rounded where it can hold the numbers; loading gives float32.
-        format: version of this layout.
+        format: the version of this layout.
     """
 
     name: str
@@ -72,7 +72,7 @@ def names() -> list[str]:
 
 
 def is_meant(text: str) -> bool:
-    """Whether a `--ckpt_path` means a file of this kind: one that ends so, or a bare name that is no word of Lightning's."""
+    """Whether a `--ckpt_path` names such a file: it ends in `.safetensors`, or is a bare name Lightning does not reserve."""
     bare = re.fullmatch(r"\w+", text) is not None and text not in LIGHTNING_WORDS and not Path(text).exists()
     return text.endswith(SUFFIX) or bare
 
