@@ -333,6 +333,10 @@ def test_a_whole_run_is_extrapolated_from_two_lengths(monkeypatch: pytest.Monkey
     """Thirty seconds to start and two per iteration."""
     monkeypatch.setattr(whole, "fit", lambda run, iterations, *_: (30.0 + 2 * iterations, 90.0))
     assert whole.extrapolated(whole.RUNS["mini"], (100, 300), 1, "cpu") == (30.0 + 2 * 60_000, 90.0)
+    monkeypatch.setattr(whole, "fit", lambda run, iterations, *_: (20.0 if iterations == 100 else 19.0, 90.0))
+    hidden = r"300 iterations took 19.0 s and 100 took 20.0 s: start-up hides the rate; give .* --lengths 1000 3000"
+    with pytest.raises(ValueError, match=hidden):
+        whole.extrapolated(whole.RUNS["mini"], (100, 300), 1, "cpu")
 
 
 def test_the_table_of_whole_runs() -> None:

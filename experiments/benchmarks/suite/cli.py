@@ -41,7 +41,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--quick", action="store_true", help="tiny shapes: tries the suite out, the numbers mean nothing")
     made.add_argument("--whole", nargs="*", choices=list(RUNS), help="whole runs of `mamllit fit` instead of steps")
     made.add_argument("--full", action="store_true", help="every iteration of a whole run (else extrapolated from --lengths)")
-    made.add_argument("--lengths", nargs=2, type=int, default=[200, 600], help="iterations of the two runs to extrapolate from")
+    made.add_argument(
+        "--lengths", nargs=2, type=int, help="iterations of the two runs to extrapolate from (default: the run's own)"
+    )
     made.add_argument("--share", action="store_true", help="which share of a bare loop's speed `mamllit fit` has on sine")
     made.add_argument("--block", type=int, default=200, help="steps in each round of --share")
     made.add_argument("--out", type=Path, default=Path("runs/benchmarks") / date.today().isoformat())
@@ -93,16 +95,17 @@ def time_runs(options: argparse.Namespace) -> None:
     """The whole runs that were asked for, and their table."""
     texts: list[str] = []
     entries: list[dict[str, Any]] = []
-    lengths = None if options.full else (4, 8) if options.quick else tuple(options.lengths)
+    whole = options.full or options.quick
     for threads in options.threads:
         here: list[Whole] = []
         for key in options.whole or list(RUNS):
             print(f"whole run {key}, {options.device}, threads: {threads}", flush=True)
             run = small(RUNS[key]) if options.quick else RUNS[key]
+            lengths = None if whole else tuple(options.lengths or run.lengths)
             here += time_whole(
                 key, run, options.peers or ["learn2learn", "jax"],
                 rounds=options.rounds, threads=threads, device=options.device, lengths=lengths,
-                compiled="false" if options.quick else "true",
+                compiled="false" if options.quick else "auto" if whole else "true",
             )  # fmt: skip
         texts.append(whole_markdown(here, threads, options.device))
         entries += [{"threads": threads, "device": options.device, **asdict(entry)} for entry in here]

@@ -32,19 +32,23 @@ PEER_SECONDS = 20.0  # that a peer's loop lasts about
 
 @dataclass(frozen=True)
 class WholeRun:
-    """A paper's run: the row whose step it repeats, its iterations, and the size of its random data set."""
+    """A paper's run: the row whose step it repeats, its iterations, and the size of its random data set.
+
+    `lengths`: iterations of the two short runs it is extrapolated from; they differ by far more than start-up varies.
+    """
 
     row: Problem
     iterations: int
+    lengths: tuple[int, int] = (200, 600)
     classes: int = 0
     per_class: int = 0
     rotate: bool = False
 
 
 RUNS = {
-    "sine": WholeRun(ROWS["sine"], 70_000),
-    "omniglot": WholeRun(ROWS["omniglot-5w1s-1q"], 60_000, 1028, 20, rotate=True),
-    "mini": WholeRun(ROWS["mini-1s"], 60_000, 64, 600),
+    "sine": WholeRun(ROWS["sine"], 70_000, (2_000, 12_000)),
+    "omniglot": WholeRun(ROWS["omniglot-5w1s-1q"], 60_000, classes=1028, per_class=20, rotate=True),
+    "mini": WholeRun(ROWS["mini-1s"], 60_000, classes=64, per_class=600),
 }
 
 
@@ -74,7 +78,7 @@ def configuration(run: WholeRun, iterations: int, device: str) -> dict[str, Any]
     row = run.row
     backbone = {
         "in_channels": row.channels, "filters": row.filters, "out_features": row.ways, "image_size": row.side,
-        "downsample": row.downsample,
+        "downsample": row.downsample, "implementation": "fast",
     }  # fmt: skip
     method = {
         "backbone": {"class_path": "mamllit.backbones.Conv4", "init_args": backbone},
@@ -157,10 +161,18 @@ def extrapolated(
     """Seconds of the whole run from two short ones: the longer, plus the missing iterations at the rate between the two.
 
     Validation is in it only as far as the longer run gets; short runs are compiled like the whole one.
+
+    Raises:
+        ValueError: where the longer run was not the slower one, so that there is no rate.
     """
     short, long = lengths
     first, _ = fit(run, short, threads, device, compiled)
     second, busy = fit(run, long, threads, device, compiled)
+    if second <= first:
+        raise ValueError(
+            f"{long:,} iterations took {second:.1f} s and {short:,} took {first:.1f} s: start-up hides the rate; "
+            f"give longer runs, e.g. --lengths {10 * short} {10 * long}"
+        )
     return second + max(run.iterations - long, 0) * (second - first) / (long - short), busy
 
 
@@ -190,7 +202,7 @@ def time_whole(
 ) -> list[Whole]:
     """Alternate `mamllit fit` (all of it, or `lengths` to extrapolate from) and the peers; who cannot take part is printed.
 
-    `compiled` is for the short runs; a whole one decides for itself.
+    `compiled`: "auto" for a whole run, which decides for itself; "true" for short ones, compiled like it.
     """
     ours = Whole("mamllit fit", key, run.iterations, lengths[1] if lengths else run.iterations)
     table = {name: Whole(name, key, run.iterations, 0) for name in peers}
@@ -198,7 +210,7 @@ def time_whole(
         if lengths:
             seconds, busy = extrapolated(run, lengths, threads, device, compiled)
         else:
-            seconds, busy = fit(run, run.iterations, threads, device)
+            seconds, busy = fit(run, run.iterations, threads, device, compiled)
         ours.rounds.append(seconds)
         ours.busy.append(busy)
         for name in list(table):
