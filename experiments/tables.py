@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tabled import data
 from tabled.minutes import draw, minutes
-from tabled.others import methods, own_sets, speed
+from tabled.others import methods, own_sets, speed, templates
 from tabled.results import begun, finished, images, regression, returns, streams
 
 DOCUMENTS = ("README.md", "experiments/**/*.md", "docs/**/*.md")
@@ -32,6 +32,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "returns": returns,
     "speed": speed,
     "own_sets": own_sets,
+    "templates": templates,
     "minutes": minutes,
 }
 

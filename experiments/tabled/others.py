@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from tabled import data
 
+EQUAL = 1e-6  # apart, two shares of the same hits differ in rounding alone
 COMPETITORS = {"learn2learn": "learn2learn", "autograd": "plain autograd", "torchopt": "TorchOpt", "higher": "higher"}
 
 
@@ -72,6 +73,23 @@ def methods() -> str:
     return data.markdown(["method", "file", "experiments", "paper"], rows())
 
 
+def templates() -> str:
+    """The templates for one's own images, each trained as it stands on a set that docs/own_images.md names."""
+
+    def rows() -> Iterator[list[str]]:
+        for cell in filter(None, (cell.finished for cell in data.cells() if cell.name.startswith("own_"))):
+            for name, entry in cell.first["results"].items():
+                yield [
+                    f"[`{cell.name}.yaml`](experiments/{cell.name}.yaml)",
+                    f"{cell.steps_asked:,}",
+                    f"{cell.first['seconds'] / 60:.0f}, {cell.first['machine']['threads']}",
+                    f"{name}, {entry['shots']}-shot",
+                    data.measured(cell, name, cell.report_step),
+                ]
+
+    return data.markdown(["template", "iterations", "minutes, threads", "meta-test", "accuracy"], rows())
+
+
 def own_sets() -> str:
     """Ways to classify one's own images, on sets of experiments/own_sets.py; the best of each is bold."""
 
@@ -83,7 +101,7 @@ def own_sets() -> str:
             yield [f"{found['set']}: {found['about']}", "chance", "", *[chance] * len(best), ""]
             for row in found["rows"]:
                 values = [
-                    ("**{}**" if row["shots"][k]["mean"] == top else "{}").format(
+                    ("**{}**" if abs(row["shots"][k]["mean"] - top) < EQUAL else "{}").format(
                         data.interval("accuracy", row["shots"][k]["mean"], row["shots"][k]["ci95"])
                     )
                     for k, top in best.items()

@@ -96,7 +96,7 @@ def images() -> str:
 
     def rows() -> Iterator[list[str]]:
         for cell in filter(None, (cell.finished for cell in cells())):
-            if cell.first["metric"] != "accuracy" or cell.streamed:
+            if cell.first["metric"] != "accuracy" or cell.streamed or cell.name.startswith("own_"):  # those in `templates`
                 continue
             plain = [n for n in cell.first["results"] if re.fullmatch(r"(paper|standard)(/\d+-shot)?(\[\d+\])?", n)]
             for name in sorted(plain, key=lambda n: n.startswith("standard")):

@@ -12,6 +12,7 @@ accuracy were 66 and 64% on 75 query images of all classes alike, but 28 and 63%
 """
 
 import time
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -87,6 +88,11 @@ def fitted(
     loaded = None if settings.checkpoint is None else read(settings.checkpoint)
     by_class, files, root = _support(support)
     queries, query_root = _query(query)
+    if root and query_root and query_root.absolute().parent == root.absolute():
+        raise ValueError(
+            f"the query folder {query_root} is a class folder of the support folder {root}: keep the two apart, as in "
+            "new/support and new/query"
+        )
     places = [place for place in (root, query_root) if place is not None]
     notes = [f"{place}: not read, for their endings: {others}" for place in places if (others := left_out(place))]
     notes += warnings_of(by_class, queries)
@@ -176,6 +182,8 @@ def outcome(
     classes = classifier.classes
     root = root.expanduser() if root else None
     below = [file.relative_to(root) if root else file for file in files]
+    known = {unicodedata.normalize("NFC", name): name for name in classes}  # an accent may be a letter's part or its own
+    parts = [[unicodedata.normalize("NFC", part) for part in reversed(file.parts[:-1])] for file in below]
     head = classifier.head
     if classifier.steps is not None and not isinstance(classifier.seen, TimmFeatures):
         head += f", {classifier.steps} inner step{'s' * (classifier.steps != 1)}, {classifier.batch_norm} batch norm"
@@ -188,7 +196,7 @@ def outcome(
         query=tuple(files),
         probabilities=probabilities,
         nearest=nearest,
-        truth=tuple(next((part for part in reversed(file.parts[:-1]) if part in classes), None) for file in below),
+        truth=tuple(next((known[part] for part in own if part in known), None) for own in parts),
         head=head,
         features=classifier.seen.name,
         seconds=time.perf_counter() - start,
@@ -218,6 +226,10 @@ def _support(support: Support) -> tuple[dict[str, list[Path]], list[Path], Path 
         by_class, root = {name: [Path(file).expanduser() for file in own] for name, own in support.items()}, None
         if empty := [name for name, own in by_class.items() if not own]:
             raise FileNotFoundError(f"no images are given for these classes: {', '.join(empty)}")
+    alike: dict[str, str] = {}
+    for name in by_class:
+        if (other := alike.setdefault(unicodedata.normalize("NFC", name), name)) != name:
+            raise ValueError(f"two classes have names that only look the same, {other!a} and {name!a}: rename one")
     return by_class, [file for own in by_class.values() for file in own], root
 
 

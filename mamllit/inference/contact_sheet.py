@@ -6,6 +6,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from mamllit.inference.outcome import readable
+
 COLUMNS = 10
 MOST = 300  # query images that are drawn; the CSV has all
 GAP = 0.12  # between two pictures, of the side of one
@@ -72,5 +74,6 @@ def contact_sheet(
 
 def _short(text: str, most: int) -> str:
     """The text, with its middle left out where it is long; a dollar sign is none of mathematics."""
+    text = readable(text)
     text = text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-(most // 2) :]}"
     return text.replace("$", r"\$")

@@ -1,8 +1,11 @@
 """From folders of images to files: what was predicted as a table, a contact sheet and a page, and the classifier itself."""
 
+import re
 import tempfile
 import time
+import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from mamllit.inference.report import write_report
 from mamllit.inference.settings import Settings, check_share
 
 CSV, SHEET, REPORT = "predictions.csv", "contact_sheet.png", "report.html"
+GLYPHS = r"Glyph .* missing from"  # how matplotlib says that a font lacks a letter
 THUMBNAIL = Preparation(96, 3, upright=True)
 
 
@@ -46,7 +50,7 @@ def adapt_folder(
         check_name(save)
     folder = Path(out).expanduser()
     found, classifier = fitted(support, query, settings or Settings(), partial(_make, folder))
-    _write_all(found, classifier, folder)
+    found = _written(found, classifier, folder)
     if save is not None:
         classifier.save(save)
     return found
@@ -96,7 +100,8 @@ def predict_folder(
     return found
 
 
-def _write_all(found: Outcome, classifier: Classifier, folder: Path) -> None:
+def _written(found: Outcome, classifier: Classifier, folder: Path) -> Outcome:
+    """What was found, with a note where the contact sheet lacks letters."""
     found.write_csv(folder / CSV)
     seen = classifier.seen
     how = seen.how if isinstance(seen, CheckpointImages) else THUMBNAIL
@@ -108,8 +113,13 @@ def _write_all(found: Outcome, classifier: Classifier, folder: Path) -> None:
     sheet = contact_sheet(
         shown, drawn, found.labels, found.probabilities, found.truth, how.invert, f"{found.features}, {found.head}"
     )
-    sheet.savefig(folder / SHEET, dpi=110)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.filterwarnings("always", GLYPHS)
+        sheet.savefig(folder / SHEET, dpi=110)
+    if any(re.match(GLYPHS, str(warning.message)) for warning in said):
+        found = replace(found, notes=(*found.notes, f"{SHEET} lacks letters of some class names, which no font here has"))
     write_report(found, folder / REPORT)
+    return found
 
 
 def _make(folder: Path) -> None:

@@ -4,7 +4,9 @@ How the images of a data set were prepared stands in the checkpoint (see `mamlli
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -116,36 +118,40 @@ def left_out(folder: str | Path) -> str:
     return others_in(folders_below(Path(folder).expanduser()), SUFFIXES)
 
 
-def duplicates(files: Sequence[Path], others: Sequence[Path]) -> list[tuple[Path, Path]]:
-    """Pairs of a file of `files` and one of `others` with the same bytes, in the order of `others`."""
-    sizes = {file.stat().st_size for file in files} & {file.stat().st_size for file in others}
-
-    def content(file: Path) -> bytes | None:
-        return hashlib.sha256(read_bytes(file, IMAGE)).digest() if file.stat().st_size in sizes else None
-
-    known = {digest: file for file in reversed(files) if (digest := content(file))}
-    return [(known[digest], other) for other in others if (digest := content(other)) in known]
-
-
 def warnings_of(support: Mapping[str, Sequence[Path]], query: Sequence[Path]) -> list[str]:
-    """What a user should know of images that are there twice: in support and query, or in two classes of the support."""
-    every = [file for own in support.values() for file in own]
-    leaks = duplicates(every, query)
+    """What a user should know of images that are there twice, by their bytes: in support and query, or in two classes of the
+    support."""
+    named = [(name, file) for name, own in support.items() for file in own]
+    same = _contents([*(file for _, file in named), *query])
+    first: dict[object, tuple[str, Path]] = {}
+    twice = []
+    for name, file in named:
+        other, at = first.setdefault(same[file], (name, file))
+        if other != name:
+            twice.append((at, file))
+    leaks = [(first[same[file]][1], file) for file in query if same[file] in first]
     said = []
     if leaks:
         said.append(
             f"warning: {len(leaks)} of the {len(query)} query images are also support images, so that their accuracy says "
             f"nothing about new ones: {_pairs(leaks)}"
         )
-    names = list(support)
-    twice = [
-        pair
-        for i, name in enumerate(names)
-        for pair in duplicates(support[name], [f for n in names[i + 1 :] for f in support[n]])
-    ]
     if twice:
         said.append(f"warning: {len(twice)} support images stand in two classes: {_pairs(twice)}")
     return said
+
+
+def _contents(files: Sequence[Path]) -> dict[Path, object]:
+    """By file what is the same for files of the same bytes alone; only files whose size another has are read."""
+    sizes = {file: file.stat().st_size for file in files}
+    count = Counter(sizes.values())
+    found: dict[Path, object] = {}
+    for file, size in sizes.items():
+        found[file] = file
+        if count[size] > 1:
+            with suppress(OSError, ValueError):  # a pipe, or one that is too large: told when the images are read
+                found[file] = hashlib.sha256(read_bytes(file, IMAGE)).digest()
+    return found
 
 
 def _pairs(pairs: Sequence[tuple[Path, Path]]) -> str:

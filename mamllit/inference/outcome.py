@@ -139,4 +139,9 @@ class Outcome:
         for name, label, truth, unsure, nearest, row in rows:
             reason = self.support_names[nearest] if self.support_names else self.support[nearest].as_posix()
             writer.writerow([name, label, truth or "", "unsure" * unsure, reason, *(f"{p:.6f}" for p in row)])
-        durable.write(path, text.getvalue())
+        durable.write(path, text.getvalue().encode("utf-8", "surrogateescape"))  # names keep their bytes, whatever they are
+
+
+def readable(words: str) -> str:
+    """Words from outside for a page or a terminal, also where a file's name is no text."""
+    return words.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from math import sqrt
 from pathlib import Path
 
-from mamllit.inference.outcome import HeadEstimate, Outcome
+from mamllit.inference.outcome import HeadEstimate, Outcome, readable
 from mamllit.inference.thumbnails import thumbnail
 from mamllit.runs import durable
 
@@ -281,8 +281,8 @@ def _frame(uri: str, index: int, name: str) -> str:
 
 
 def _text(words: str) -> str:
-    """Words from outside, harmless in HTML, also where a file's name is no text."""
-    return html.escape(words.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
+    """Words from outside, harmless in HTML."""
+    return html.escape(readable(words))
 
 
 def _number(count: int, one: str, many: str = "") -> str:

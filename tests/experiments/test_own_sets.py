@@ -68,7 +68,12 @@ def test_the_best_of_the_table_is_bold(tmp_path: Path, monkeypatch: pytest.Monke
                 "shots": {"1": {"mean": one, "ci95": 0.01}, "5": {"mean": five, "ci95": 0.01}}}  # fmt: skip
 
     (tmp_path / "own_sets").mkdir()
-    found = {"set": "x", "about": "toys", "chance": 0.2, "rows": [row("a", 0.5, 0.6), row("b", 0.4, 0.7)]}
+    found = {
+        "set": "x",
+        "about": "toys",
+        "chance": 0.2,
+        "rows": [row("a", 0.5, 0.6), row("b", 0.4, 0.7), row("c", 0.5 - 1e-8, 0)],
+    }
     (tmp_path / "own_sets/x.json").write_text(json.dumps(found))
     monkeypatch.setattr(tables.data, "RESULTS", tmp_path)
     lines = tables.own_sets().splitlines()
@@ -76,4 +81,5 @@ def test_the_best_of_the_table_is_bold(tmp_path: Path, monkeypatch: pytest.Monke
         "| x: toys | chance |  | 20.0% | 20.0% |  |",
         "|  | a |  | **50.0 ± 1.0%** | 60.0 ± 1.0% | 1 |",
         "|  | b |  | 40.0 ± 1.0% | **70.0 ± 1.0%** | 1 |",
+        "|  | c |  | **50.0 ± 1.0%** | 0.0 ± 1.0% | 1 |",
     ]

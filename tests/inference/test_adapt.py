@@ -123,6 +123,23 @@ def test_a_data_module_of_one_s_own_needs_a_preparation(toy: SimpleNamespace, tm
     assert len(adapted(toy, checkpoint=checkpoint, preparation=Preparation(SIDE, 1)).query) == 9
 
 
+def test_names_of_any_letters_are_predicted_written_and_drawn(toy: SimpleNamespace) -> None:
+    """A class whose accent is a letter of its own in one folder, one in letters that no font here has, and a file whose name is
+    no text."""
+    (toy.support / "a").rename(toy.support / "e\u0301")
+    (toy.query / "a").rename(toy.query / "\u00e9")
+    for folder in (toy.support, toy.query):
+        (folder / "b").rename(folder / "\u732b")
+    odd = os.fsdecode(b"g\xff.png")
+    (toy.query / "c/0.png").rename(toy.query / "c" / odd)
+    found = adapted(toy)
+    assert found.hits[1] == 9
+    assert found.notes[-1] == "contact_sheet.png lacks letters of some class names, which no font here has"
+    written = (toy.out / "predictions.csv").read_bytes()
+    assert b"c/g\xff.png," in written and "p(c),p(e\u0301),p(\u732b)".encode() in written
+    assert "c/g\ufffd.png" in (toy.out / "report.html").read_text(encoding="utf-8")
+
+
 # ---- refused ---------------------------------------------------------------------------------------------------------
 
 
@@ -142,6 +159,19 @@ def test_one_class_is_none(toy: SimpleNamespace, tmp_path: Path) -> None:
     toy_image(tmp_path / "one" / "d" / "1.png", 0, 0)
     with pytest.raises(ValueError, match=r"^at least 2 classes are needed, one sub-folder each; the support folder has 1: d$"):
         adapted(toy, support=tmp_path / "one")
+
+
+def test_folders_that_would_be_misread_are_refused(toy: SimpleNamespace) -> None:
+    with pytest.raises(
+        ValueError, match=r"^the query folder \S+/support/c is a class folder of the support folder \S+/support: ke"
+    ):
+        adapted(toy, query=toy.support / "c")
+    (toy.support / "a").rename(toy.support / "\u00e9")
+    (toy.support / "b").rename(toy.support / "e\u0301")
+    with pytest.raises(
+        ValueError, match=r"^two classes have names that only look the same, 'e\\u0301' and '\\xe9': rename one$"
+    ):
+        adapted(toy)
 
 
 def test_a_regression_is_refused(toy: SimpleNamespace, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from mamllit.inference.folders import CSV, REPORT, SHEET, adapt_folder
-from mamllit.inference.outcome import Outcome
+from mamllit.inference.outcome import Outcome, readable
 from mamllit.inference.settings import Settings
 
 
@@ -33,7 +33,7 @@ def main(args: Sequence[str]) -> None:
 def say(found: Outcome) -> None:
     """What an adaptation found, in lines."""
     for note in found.notes:
-        print(note)
+        print(readable(note))
     if found.estimates:
         print(table(found))
     hits, known = found.hits
