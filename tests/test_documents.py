@@ -48,6 +48,7 @@ ELSEWHERE = {  # commands that other tests run, or that need a cluster, an accou
     "python experiments/benchmarks/run.py": "tests/benchmarks/test_suite.py",
     "python experiments/benchmarks/methods.py": "tests/benchmarks/test_costs.py",
     "python experiments/benchmarks/embedding.py": "tests/benchmarks/test_embedding.py",
+    "python experiments/benchmarks/acting.py": "tests/benchmarks/test_acting.py",
     "experiments/benchmarks/gpu.sh": "docs/speed.md",  # which says that GPUs were not measured
 }
 PARSED = ("--wandb online", "--data.download", "srun ", "mini_imagenet")  # a command with one of these is parsed, not executed

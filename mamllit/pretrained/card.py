@@ -1,6 +1,7 @@
 """The model card of a checkpoint: what it is, what it was trained and tested on, what it scores, and what it is not for.
 
-All of it comes from the file. The YAML block at its head is the one that huggingface.co reads.
+All of it comes from the file; a policy has returns in the place of accuracies. The YAML block at its head is the one that
+huggingface.co reads.
 """
 
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from mamllit.pretrained.build import build
 from mamllit.pretrained.files import Checkpoint, steps_before
 
 LICENSE = "mit"  # of the weights, as of mamllit
@@ -21,6 +23,10 @@ DATA = {
         "84 x 84. The photographs are ImageNet's, for research only: weights trained on them may not be free of its terms"
     ),
 }
+POLICY_LIMITS = (
+    "It acts in the world it was trained in, and adapts to that world's tasks. Returns are those of this world's physics and "
+    "rewards; a task outside the range that it was trained on gives numbers that mean nothing."
+)
 LIMITS = (
     "It adapts to new classes of the kind of images that it was trained on, prepared as above; other images give numbers that "
     "mean nothing. Its probabilities are not calibrated. Transductive values need a query batch with as many images of each "
@@ -48,16 +54,45 @@ def card(checkpoint: Checkpoint) -> str:
         f"- Code: commit {(result['commit'] or 'unknown')[:7]}; {versions}",
         f"- Stored as {checkpoint.stored_as}",
     ]
-    use = [
-        "```python",
-        "from mamllit.pretrained import load",
-        "",
-        f'method = load("{checkpoint.name}")  # method.adapt(support), method.predict(state, x)',
-        "```",
-    ]
+    acts = result["metric"] == "return"
     lines = ["---", yaml.safe_dump(head, sort_keys=False).strip(), "---", "", f"# {checkpoint.name}", "", *about, ""]
-    lines += ["## Measured on meta-test", "", *_results(checkpoint), "", "## Use", "", *use, "", "## Limits", "", LIMITS]
+    measured = _returns(checkpoint) if acts else _results(checkpoint)
+    lines += ["## Measured on meta-test", "", *measured, "", "## Use", "", *_use(checkpoint, acts), "", "## Limits", ""]
+    lines.append(POLICY_LIMITS if acts else LIMITS)
     return "\n".join([*lines, "", f"Licence of the weights: {LICENSE.upper()}.", ""])
+
+
+def _use(checkpoint: Checkpoint, acts: bool) -> list[str]:
+    if acts:
+        try:
+            names = build((checkpoint.data.get("init_args") or {}).get("world")).task_names
+        except ValueError:  # a world of somebody's own, or one that needs MuJoCo
+            names = ("NAME",)
+        task = ",".join(f"{name}=0.5" for name in names)
+        return ["```bash", f'mamllit rollout {checkpoint.name} --task "{task}" --video before_and_after.gif', "```"]
+    call = f'method = load("{checkpoint.name}")  # method.adapt(support), method.predict(state, x)'
+    return ["```python", "from mamllit.pretrained import load", "", call, "```"]
+
+
+def _returns(checkpoint: Checkpoint) -> list[str]:
+    """Mean returns after each gradient step, and the published ones below them."""
+    result = checkpoint.result
+    if not result["results"]:
+        return ["Nothing was measured."]
+    steps = range(max(len(entry["mean"]) for entry in result["results"].values()))
+    lines = [
+        "Mean return after each gradient step, and 95% interval over the tasks.",
+        "",
+        f"| tasks | trajectories for a step | {' | '.join(f'after {step}' for step in steps)} |",
+        f"| --- | --- |{' --- |' * len(steps)}",
+    ]
+    for name, entry in result["results"].items():
+        values = [f"{mean:.4g} ± {ci95:.3g}" for mean, ci95 in zip(entry["mean"], entry["ci95"], strict=True)]
+        lines.append(f"| {entry['protocol']}, {entry['episodes']:,} | {entry['shots']} | {' | '.join(values)} |")
+        if published := result["published"].get(name):
+            cells = [f"{published[str(step)]:.4g}" if str(step) in published else "" for step in steps]
+            lines.append(f"| {entry['protocol']}, published | {entry['shots']} | {' | '.join(cells)} |")
+    return lines
 
 
 def _results(checkpoint: Checkpoint) -> list[str]:

@@ -15,6 +15,7 @@ from mamllit import pretrained
 from mamllit.pretrained import read
 from mamllit.pretrained.card import card
 from mamllit.pretrained.export import export
+from mamllit.pretrained.files import Checkpoint
 
 hub = pytest.importorskip("mamllit.pretrained.hub", reason="huggingface_hub is not installed")
 
@@ -90,7 +91,28 @@ def test_the_card_says_what_the_file_says(tmp_path: Path) -> None:
 
 
 def test_every_checkpoint_has_a_card() -> None:
+    images = ("paper, 600", "standard, 2,000", "inductive", "transductive")
+    policies = ("paper, 40", "standard, 100", "| after 0 | after 1 |", "mamllit rollout ")
     for name in pretrained.names():
-        text = card(read(name)[0])
-        for part in (f"# {name}", "paper, 600", "standard, 2,000", "inductive", "transductive", "Licence of the weights: MIT."):
-            assert part in text, (name, part)
+        checkpoint = read(name)[0]
+        for part in (
+            f"# {name}",
+            "Licence of the weights: MIT.",
+            *(policies if checkpoint.result["metric"] == "return" else images),
+        ):
+            assert part in card(checkpoint), (name, part)
+
+
+def test_the_card_of_a_policy_has_its_returns_and_how_to_let_it_act() -> None:
+    entry = {"protocol": "paper", "shots": 40, "queries": 40, "episodes": 40, "mean": [-40.2, -11.7], "ci95": [4.2, 2.1]}
+    result = {"method": "MAML", "metric": "return", "transductive": False, "seed": 0, "commit": None, "steps_done": 50}
+    result |= {"steps_asked": 60, "checkpoint": "best", "results": {"paper": entry}, "published": {"paper": {"1": -11.68}}}
+    world = {"class_path": "mamllit.rl.Navigation", "init_args": {"horizon": 12}}
+    model = {"method": {"class_path": "mamllit.methods.MAML"}, "report_step": 1}
+    for given, task in ((world, "goal_x=0.5,goal_y=0.5"), ({"class_path": "mine.World"}, "NAME=0.5")):
+        data = {"class_path": "mamllit.data.ControlDataModule", "init_args": {"world": given}}
+        text = card(Checkpoint("walker", model, data, result))
+        assert "| paper, 40 | 40 | -40.2 ± 4.2 | -11.7 ± 2.1 |\n| paper, published | 40 |  | -11.68 |" in text
+        assert f'mamllit rollout walker --task "{task}" --video before_and_after.gif' in text
+        assert "images" not in text
+    assert "Nothing was measured." in card(Checkpoint("walker", model, data, {**result, "results": {}}))
