@@ -10,6 +10,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 sys.path.insert(0, str(REPOSITORY / "experiments"))
+import returns_picture  # noqa: E402
 import tables  # noqa: E402
 from tabled import data, minutes, results  # noqa: E402
 
@@ -32,6 +33,19 @@ def test_every_result_belongs_to_an_experiment_and_a_seed() -> None:
         assert record["results"]
         assert record["commit"]
         assert not (record.get("started_from") or {"name": ""})["name"].startswith("/")
+
+
+def test_the_picture_of_returns_is_drawn_from_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (axes,) = returns_picture.picture().axes
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    record = json.loads((data.RESULTS / "rl/navigation_maml/seed_0.json").read_text(encoding="utf-8"))
+    lines = {name: line[0].get_ydata().tolist() for name, line in zip(returns_picture.measured(), axes.containers, strict=True)}
+    assert lines["MAML"] == pytest.approx(record["results"]["paper/40-shot"]["mean"], rel=1e-6)
+    assert {*lines, "MAML, published"} == set(names)
+    assert [float(value) for value in axes.lines[-1].get_ydata()] == [-40.41, -11.68, -3.33, -3.23, -3.35]
+    monkeypatch.setattr(sys, "argv", ["returns_picture.py", "--out", str(tmp_path / "returns.png")])
+    returns_picture.main()
+    assert (tmp_path / "returns.png").read_bytes()[1:4] == b"PNG"
 
 
 @pytest.fixture

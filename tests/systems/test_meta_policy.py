@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -192,3 +193,20 @@ def test_twenty_steps_of_meta_training_adapt_in_one_gradient_step() -> None:
     before, after = learner.summaries["paper"].mean.tolist()
     assert before < -30
     assert after > -16
+
+
+def test_a_policy_that_ignores_its_observations_scores_the_landmarks() -> None:
+    """By the whole test on the paper's 40 goals: standing still -40.08; noise of sigma 1 on the spot, clipped, worked out by
+    NumPy; and a gradient step of length 0 changes nothing but the noise."""
+    still, restless = (make_learner(inner_lr=0.0, eval_steps=1) for _ in range(2))
+    for learner, log_std in ((still, -20.0), (restless, 0.0)):
+        head = learner.method.backbone.head
+        torch.nn.init.zeros_(head.mean.weight)
+        torch.nn.init.constant_(head.log_std, log_std)
+        data = ControlDataModule(Navigation(), test_shots=[5], protocols=["paper"], seed=0)
+        make_trainer().test(learner, datamodule=data, verbose=False)
+    assert still.summaries["paper"].mean.tolist() == pytest.approx([-40.0823] * 2, abs=1e-3)
+    random, goals = np.random.default_rng(0), Navigation().paper_tasks().double().numpy()
+    path = 0.1 * random.normal(size=(500, 1, 100, 2)).clip(-1, 1).cumsum(2)
+    expected = -np.linalg.norm(path - goals[:, None], axis=-1).sum(-1).mean()
+    assert restless.summaries["paper"].mean.tolist() == pytest.approx([expected] * 2, abs=4)
