@@ -1,11 +1,15 @@
 """Half-cheetah and ant: the physics against Gymnasium's, ends, threads, tasks."""
 
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageSequence
 from short_fits import make_trainer
 from torch import Tensor
 
@@ -14,6 +18,7 @@ gymnasium = pytest.importorskip("gymnasium")
 
 from mamllit.data import ControlDataModule  # noqa: E402
 from mamllit.methods import MAML  # noqa: E402
+from mamllit.pretrained.files import Checkpoint, write  # noqa: E402
 from mamllit.rl import Gaussian, GaussianPolicy, Noise, PolicyGradient, rollout  # noqa: E402
 from mamllit.rl.worlds import locomotion  # noqa: E402
 from mamllit.rl.worlds.gym import GymWorld  # noqa: E402
@@ -163,3 +168,44 @@ def test_a_policy_is_meta_trained_and_tested_there(kind: type) -> None:
     trainer.test(learner, datamodule=data, verbose=False)
     assert trainer.global_step == 2
     assert all(summary.mean.isfinite().all() for summary in learner.summaries.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "task"), [("HalfCheetahDirection", "direction"), ("AntVelocity", "goal_velocity")])
+def test_a_video_before_and_after_adapting_is_rendered_without_a_screen(kind: str, task: str, tmp_path: Path) -> None:
+    """By a process of its own, for MuJoCo chooses its renderer when it is imported."""
+    world = getattr(locomotion, kind)(horizon=4)
+    init_args = {"observations": world.observations, "actions": world.actions, "hidden": [8]}
+    method = {
+        "class_path": "mamllit.methods.MAML",
+        "init_args": {
+            "backbone": {"class_path": "mamllit.rl.GaussianPolicy", "init_args": init_args},
+            "objective": {"class_path": "mamllit.rl.PolicyGradient"},
+            "inner_lr": 0.1,
+            "inner_steps": 1,
+            "reduction": "mean",
+        },
+    }
+    where = {"class_path": f"mamllit.rl.worlds.locomotion.{kind}", "init_args": {"horizon": 4}}
+    data = {"class_path": "mamllit.data.ControlDataModule", "init_args": {"world": where}}
+    weights = dict(MAML(GaussianPolicy(**init_args), PolicyGradient(), 0.1, 1, "mean").state_dict())  # type: ignore[arg-type]
+    write(tmp_path / "toy.safetensors", Checkpoint("toy", {"method": method, "report_step": 1}, data, {"results": {}}), weights)
+    words = ["rollout", "toy.safetensors", "--task", f"{task}=1", "--trajectories", "2", "--video", "out.gif"]
+    probe = "import mujoco; mujoco.Renderer(mujoco.MjModel.from_xml_string('<mujoco/>'), 8, 8).close()"
+    root = str(Path(__file__).parents[2])
+    for renderer in ("egl", "osmesa"):
+        environment = dict(os.environ) | {"MUJOCO_GL": renderer, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+        if subprocess.run([sys.executable, "-c", probe], env=environment, cwd=tmp_path, capture_output=True).returncode == 0:
+            break
+    else:
+        pytest.skip("no renderer without a screen: neither EGL nor OSMesa opens here")
+    done = subprocess.run(
+        [sys.executable, "-m", "mamllit.cli", *words], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    with Image.open(tmp_path / "out.gif") as found:
+        assert (found.n_frames, found.size) == (8, (320, 240)), "four steps before adapting, four after"
+        frames = [np.asarray(frame.convert("RGB"), dtype=np.int64) for frame in ImageSequence.Iterator(found)]
+    assert frames[0].std() > 10, "a picture, not one colour"
+    assert (frames[0] != frames[3]).any(), "it moves"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.gif", "toy.safetensors"]
