@@ -19,7 +19,7 @@ from torch import Tensor
 from mamllit.data.preparation import KNOWN, Preparation, border, preparation_of
 from mamllit.data.sources.bounded import IMAGE, read_bytes
 from mamllit.data.sources.pixels import FORMATS, opened, settled
-from mamllit.data.sources.source import SHOWN, files_in, folders_below, folders_in, others_in, report
+from mamllit.data.sources.source import SHOWN, files_in, folders_below, folders_in, others_in, report, stamped
 
 SUFFIXES = tuple(FORMATS)
 
@@ -143,13 +143,13 @@ def warnings_of(support: Mapping[str, Sequence[Path]], query: Sequence[Path]) ->
 
 def _contents(files: Sequence[Path]) -> dict[Path, object]:
     """By file what is the same for files of the same bytes alone; only files whose size another has are read."""
-    sizes = {file: file.stat().st_size for file in files}
-    count = Counter(sizes.values())
+    stamps = {file: stamped(file).stamp.split(" ")[0] for file in files}
+    count = Counter(stamps.values())
     found: dict[Path, object] = {}
-    for file, size in sizes.items():
+    for file, size in stamps.items():
         found[file] = file
         if count[size] > 1:
-            with suppress(OSError, ValueError):  # a pipe, or one that is too large: told when the images are read
+            with suppress(OSError, ValueError):  # broken links, pipes, what is too large: told when the images are read
                 found[file] = hashlib.sha256(read_bytes(file, IMAGE)).digest()
     return found
 

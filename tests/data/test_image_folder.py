@@ -1,4 +1,4 @@
-"""Folders of a user's own images: both forms, the splits, and everything that is refused, with its numbers."""
+"""Folders of a user's own images: both forms, the splits, and every folder that is refused, with its numbers."""
 
 import os
 import shutil
@@ -9,48 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from jsonargparse import ArgumentParser
+from image_folders import CLASSES, SIDE, draw, message_of, module, splits_of
 from PIL import Image
 
 from mamllit.core.philox import SPLITS
-from mamllit.data import ImageFolderDataModule
 from mamllit.data.sources import prepare
 from mamllit.data.sources.image_folder import split_by_ratio
-
-SIDE = 12
-CLASSES = [f"c{i:02d}" for i in range(30)]
 
 
 @pytest.fixture(autouse=True)
 def _say_again() -> None:
     prepare.say_once.cache_clear()
-
-
-def draw(folder: Path, names: list[str], images: int = 4) -> Path:
-    """`images` of one colour per class, one more in every second class."""
-    for name in names:
-        (folder / name).mkdir(parents=True)
-        number = int(name[1:])
-        for i in range(images + number % 2):
-            suffix = (".png", ".bmp", ".PNG")[i % 3]
-            Image.new("RGB", (16, 9), (number, i, 0)).save(folder / name / f"{i}{suffix}")
-    return folder
-
-
-def module(root: Path, **changes: Any) -> ImageFolderDataModule:
-    settings = {"ways": 3, "shots": 1, "queries": 2, "standard_queries": 3, "image_size": SIDE, **changes}
-    return ImageFolderDataModule(root, **settings)
-
-
-def splits_of(data: ImageFolderDataModule) -> dict[str, list[str]]:
-    data.setup("fit")
-    return {split: list(pool.names) for split, pool in data.pools.items()}
-
-
-def message_of(data: ImageFolderDataModule, kind: type[Exception] = ValueError) -> str:
-    with pytest.raises(kind) as caught:
-        data.setup("fit")
-    return str(caught.value)
 
 
 # ---- what is found -------------------------------------------------------------------------------------------------
@@ -86,19 +55,6 @@ def test_folders_that_are_split_already(tmp_path: Path) -> None:
     for split, names in {"train": CLASSES[:5], "val": CLASSES[5:9], "test": CLASSES[9:12]}.items():
         draw(tmp_path / split, names)
     assert splits_of(module(tmp_path)) == {"train": CLASSES[:5], "val": CLASSES[5:9], "test": CLASSES[9:12]}
-
-
-def test_lists_of_names_and_files_of_lists(tmp_path: Path) -> None:
-    draw(tmp_path / "images", CLASSES[:12])
-    (tmp_path / "test.txt").write_text("c02\n\n c00 \nc01\n")
-    data = module(
-        tmp_path / "images",
-        train_classes=["c05", "c03", "c04"],
-        val_classes=["c06", "c07", "c08"],
-        test_classes=str(tmp_path / "test.txt"),
-    )
-    splits = splits_of(data)
-    assert splits == {"train": ["c03", "c04", "c05"], "val": ["c06", "c07", "c08"], "test": ["c00", "c01", "c02"]}
 
 
 def test_grey_images_and_hidden_files(tmp_path: Path) -> None:
@@ -265,119 +221,12 @@ def test_a_class_in_two_split_folders_is_refused(tmp_path: Path) -> None:
     assert "class c00 is in train and val" in message
 
 
-def test_lists_that_are_wrong_are_refused_with_all_that_is(tmp_path: Path) -> None:
-    draw(tmp_path, CLASSES[:12])
-    data = module(tmp_path, train_classes=["c00", "c01", "c01", "co5"], val_classes=[], test_classes=["c00"])
-    message = message_of(data)
-    assert "'c00' is named twice, in the lists train and test" in message
-    assert "'c01' is named twice, in the lists train and train" in message
-    assert "'co5' of the train list has no folder (did you mean 'c05'?)" in message
-    assert "the val list is empty" in message
-
-
-def test_lists_beside_folders_that_are_split_already_are_refused(tmp_path: Path) -> None:
-    for split in SPLITS:
-        (tmp_path / split).mkdir()
-    data = module(tmp_path, train_classes=["a"], val_classes=["b"], test_classes=["c"])
-    assert "has the folders train/, val/ and test/ already; leave out the lists" in message_of(data)
-
-
-def test_a_list_that_is_not_there_is_named(tmp_path: Path) -> None:
-    data = module(draw(tmp_path, CLASSES[:12]), train_classes="no.txt", val_classes=["c01"], test_classes=["c02"])
-    assert "cannot read the list of classes no.txt (No such file or directory)" in message_of(data, FileNotFoundError)
-
-
-def test_classes_in_no_list_are_left_out_and_said_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    draw(tmp_path, CLASSES[:10])
-    data = module(tmp_path, train_classes=CLASSES[:3], val_classes=CLASSES[3:6], test_classes=CLASSES[6:9])
-    with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
-        data.setup("fit")
-    assert "1 classes are in none of the lists and are left out: c09" in caplog.messages
-
-
 def test_spoilt_images_are_named(tmp_path: Path) -> None:
     path = draw(tmp_path, CLASSES) / "c03" / "1.bmp"
     path.write_bytes(path.read_bytes()[:100])
     shutil.copy(tmp_path / "c00" / "0.png", tmp_path / "c00" / "x.jpg")  # the name does not matter
     message = message_of(module(tmp_path))
     assert f"images that cannot be used (1):\n  - {path}: image file is truncated" in message
-
-
-# ---- lists and files as other programs write them --------------------------------------------------------------------
-
-
-def rename(root: Path, **names: str) -> Path:
-    for old, new in names.items():
-        (root / old).rename(root / new)
-    return root
-
-
-def lists(root: Path, first: str, encoding: str = "utf-8") -> dict[str, Any]:
-    """Files of nine classes, the first of which is `first`."""
-    parts = {"train": [first, *CLASSES[1:3]], "val": CLASSES[3:6], "test": CLASSES[6:9]}
-    for split, names in parts.items():
-        (root / f"{split}.txt").write_bytes("\r\n".join(names).encode(encoding))
-    return {f"{split}_classes": str(root / f"{split}.txt") for split in parts}
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-@pytest.mark.parametrize(("listed", "folder"), [("é", "e\u0301"), ("e\u0301", "é"), ("é", "é"), ("Å", "\u212b")])
-def test_lists_of_any_unicode_are_read(listed: str, folder: str, encoding: str, tmp_path: Path) -> None:
-    """With a byte order mark, and with accents in one character or in two."""
-    root = rename(draw(tmp_path / "images", CLASSES[:9]), c00=folder)
-    assert splits_of(module(root, **lists(tmp_path, listed, encoding)))["train"] == sorted(["c01", "c02", folder])
-
-
-def test_a_list_in_another_encoding_is_named_with_the_remedy(tmp_path: Path) -> None:
-    root = rename(draw(tmp_path / "images", CLASSES[:9]), c00="café")
-    message = message_of(module(root, **lists(tmp_path, "café", "latin-1")))
-    assert message == (
-        f"the list of classes {tmp_path}/train.txt is not in UTF-8 (line 1: b'\\xe9\\r\\nc01\\r\\n'); "
-        "save it again with the encoding UTF-8"
-    )
-
-
-def test_folders_whose_names_look_the_same_are_told_apart(tmp_path: Path) -> None:
-    root = rename(draw(tmp_path / "images", CLASSES[:10]), c00="é", c09="e\u0301")
-    assert splits_of(module(root, **lists(tmp_path, "e\u0301")))["train"] == ["c01", "c02", "e\u0301"]
-    root = rename(root, c08="\u01ed", c07="o\u0328\u0304")  # two forms of one letter, of which the list has a third
-    asked = {"train_classes": ["o\u0304\u0328"], "val_classes": ["c03"], "test_classes": ["c06"]}
-    assert "has 2 folders, whose names only look the same: rename one" in message_of(module(root, **asked))
-
-
-def test_numbers_of_a_yaml_are_names(tmp_path: Path) -> None:
-    root = rename(draw(tmp_path / "images", CLASSES[:9]), c00="7", c01="1.5", c02="yes", c03="007")
-    found = splits_of(module(root, train_classes=[7, 1.5, "yes"], val_classes=["007", "c04", "c05"], test_classes=CLASSES[6:9]))
-    assert found["train"] == ["1.5", "7", "yes"]
-    assert found["val"] == ["007", "c04", "c05"]
-
-
-@pytest.mark.parametrize(("listed", "folder"), [(7, "007"), (True, "yes"), (False, "no")])
-def test_what_yaml_has_changed_is_named_with_the_remedy(listed: Any, folder: str, tmp_path: Path) -> None:
-    root = rename(draw(tmp_path / "images", CLASSES[:9]), c00=folder)
-    data = module(root, train_classes=[listed, "c01", "c02"], val_classes=CLASSES[3:6], test_classes=CLASSES[6:9])
-    assert (
-        f"{listed!r} of the train list has no folder; YAML takes what looks like a number or a truth value for one: write the "
-        f"name in quotes, as in {folder!r}"
-    ) in message_of(data)
-
-
-def test_the_command_line_takes_numbers_as_names(tmp_path: Path) -> None:
-    parser = ArgumentParser()
-    parser.add_argument("--cfg", action="config")
-    parser.add_class_arguments(ImageFolderDataModule, "data")
-    (tmp_path / "c.yaml").write_text("data: {root: x, train_classes: [1, 007, b], val_classes: [2.5], test_classes: [yes]}")
-    given = parser.parse_args([f"--cfg={tmp_path / 'c.yaml'}"]).data
-    assert given.train_classes == [1, 7, "b"]
-    assert given.val_classes == [2.5]
-
-
-def test_a_list_that_is_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "train.txt")
-    data = module(
-        draw(tmp_path / "x", CLASSES[:9]), train_classes=tmp_path / "train.txt", val_classes=["c3"], test_classes=["c4"]
-    )
-    assert "train.txt (is a named pipe, not a file); it has one name a line" in message_of(data, FileNotFoundError)
 
 
 def test_files_of_other_kinds_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

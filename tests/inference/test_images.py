@@ -227,7 +227,10 @@ def test_images_that_are_there_twice_are_told_with_the_pairs(tmp_path: Path) -> 
     (said,) = warnings_of({"a": [first], "b": [second]}, [first] * 12)
     assert said.endswith(" and 2 more")
     for name in ("p.png", "q.png"):
-        os.mkfifo(tmp_path / "s" / name)  # of one size, and not to be opened
+        os.mkfifo(tmp_path / "s" / name)  # not to be opened
+    third.unlink()
+    third.symlink_to("nowhere")
+    assert warnings_of({"a": [first], "b": [third]}, []) == [], "told when the images are read"
     assert warnings_of({"a": [tmp_path / "s/p.png"], "b": [tmp_path / "s/q.png"]}, []) == []
 
 
