@@ -82,12 +82,11 @@ def templates() -> str:
                 yield [
                     f"[`{cell.name}.yaml`](experiments/{cell.name}.yaml)",
                     f"{cell.steps_asked:,}",
-                    f"{cell.first['seconds'] / 60:.0f}, {cell.first['machine']['threads']}",
                     f"{name}, {entry['shots']}-shot",
                     data.measured(cell, name, cell.report_step),
                 ]
 
-    return data.markdown(["template", "iterations", "minutes, threads", "meta-test", "accuracy"], rows())
+    return data.markdown(["template", "iterations", "meta-test", "accuracy"], rows())
 
 
 def own_sets() -> str:

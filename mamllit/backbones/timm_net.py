@@ -12,6 +12,7 @@ own mean.
 
 import difflib
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -253,8 +254,9 @@ def _state(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError) as error:
         raise ValueError(f"the weights {path} cannot be read: {error}") from error
     except Exception as error:  # of unpickling: damage, or objects that weights_only refuses
-        reason = str(error).split("\n")[0] or type(error).__name__
-        raise ValueError(f"the weights {path} cannot be read by torch.load(weights_only=True): {reason}") from error
+        kind = re.search(r"GLOBAL (\S+)", str(error))  # not torch's own advice, which is to run what is in the file
+        reason = f"it holds a {kind[1]}, which could run code; save the state_dict alone" if kind else "it is damaged"
+        raise ValueError(f"the weights {path} are no state that torch.load(weights_only=True) reads: {reason}") from error
     for key in ("state_dict", "model"):
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]

@@ -24,7 +24,7 @@ from mamllit.core.episode import Examples
 from mamllit.inference.classifier import CheckpointImages, Classifier, Seen, candidates, outputs, own_name, weighed
 from mamllit.inference.estimate import FOLDS, estimate
 from mamllit.inference.features import DEFAULT, TimmFeatures, timm_features
-from mamllit.inference.heads import HEADS
+from mamllit.inference.heads import HEADS, in_their_span
 from mamllit.inference.images import (
     as_ink,
     known_preparation,
@@ -147,20 +147,22 @@ def fitted(
 
 
 def _estimated(classifier: Classifier, compare: bool, folds: int | None) -> Classifier:
-    """With estimates, and the temperature of its head."""
-    found = {}
+    """With estimates, and the temperature of its head. Heads on features see them in the few coordinates of their span, where
+    each learns the same in a fraction of the time."""
+    found, support = {}, classifier.support
+    if on_features := isinstance(classifier.seen, TimmFeatures):
+        support = replace(support, x=in_their_span(support.x))
     for name, make in candidates(classifier.seen).items():
         if name != classifier.head and not compare:
             continue
-        method = make(classifier.support.x)
+        method = make(support.x)
         own = name == classifier.head
         steps = classifier.steps if own else None
 
         def predict(known: Examples, x: Tensor, method: Method = method, steps: int | None = steps) -> Tensor:
             return outputs(method, known, x, steps, "inductive")
 
-        on_features = isinstance(classifier.seen, TimmFeatures)
-        result = estimate(name, method, classifier.support, predict, folds, FOLDS if on_features else NETWORK_FOLDS)
+        result = estimate(name, method, support, predict, folds, FOLDS if on_features else NETWORK_FOLDS)
         if result is None:
             return classifier
         found[name] = result

@@ -104,8 +104,7 @@ def solve(products: Tensor, targets: Tensor, weights: Tensor, most: int = 300, t
 class BaselinePlusPlus(LinearProbe):
     """Baseline++: the cosine with a vector per class, from the class means by 100 gradient steps.
 
-    The vectors stay in the span of the n support features, so the heads of all folds of an estimate are trained at once in the
-    coordinates of that span, by the same steps (see `without`).
+    The heads of all folds of an estimate are trained at once, by the same steps (see `without`).
 
     Args:
         backbone: gives features [n, D].
@@ -125,7 +124,7 @@ class BaselinePlusPlus(LinearProbe):
     def without(self, support: Examples, left_out: Tensor) -> Tensor:
         """Logits [F, n, N] of all support images by F heads, each trained without the images that `left_out` [F, n] marks, and
         with the images of smaller classes repeated in turn, as `outputs` has it."""
-        features = in_their_span(self.backbone(support.x).flatten(1))
+        features = self.backbone(support.x).flatten(1)
         rows = [equal_classes(support.y, ~out) for out in left_out]
         counts = torch.stack([torch.bincount(own, minlength=len(features)) for own in rows]).to(features.dtype)
         shares = counts[:, :, None] * members(support, features)  # [F, n, N]
@@ -154,7 +153,8 @@ def equal_classes(labels: Tensor, allowed: Tensor | None = None) -> Tensor:
 
 
 def in_their_span(features: Tensor) -> Tensor:
-    """Features [n, D] in an orthonormal basis of their own span, [n, min(n, D)]: all products of two are as they were."""
+    """Features [n, D] in an orthonormal basis of their own span, [n, min(n, D)]: all products of two are as they were, and no
+    head of `HEADS` sees more."""
     if len(features) >= features.shape[1]:
         return features
     return torch.linalg.qr(features.double().mT, "r").R.mT.to(features.dtype)

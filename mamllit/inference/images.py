@@ -61,7 +61,7 @@ def read_images(files: Sequence[Path], how: Preparation) -> Tensor:
             with opened(read_bytes(file, IMAGE)) as image:
                 images.append(prepare(image, how))
         except Exception as error:  # Pillow can raise nearly anything on a damaged file
-            text = str(error).split(" <_io.")[0]
+            text = (isinstance(error, OSError) and error.strerror) or str(error).split(" <_io.")[0]
             plainly = isinstance(error, OSError | ValueError | SyntaxError) and text
             problems.append(f"{file}: {text if plainly else f'{type(error).__name__}: {text}'}")
     if problems:

@@ -24,7 +24,8 @@ from mamllit.inference.classifier import outputs  # noqa: E402
 from mamllit.inference.estimate import estimate, fold_logits, folds_of, temperature  # noqa: E402
 from mamllit.inference.feature_cache import FeatureCache  # noqa: E402
 from mamllit.inference.features import TimmFeatures, timm_features  # noqa: E402
-from mamllit.inference.heads import HEADS, LogisticRegression  # noqa: E402
+from mamllit.inference.heads import HEADS, LogisticRegression, in_their_span  # noqa: E402
+from mamllit.methods import Method  # noqa: E402
 from mamllit.pretrained.export import export  # noqa: E402
 
 FEATURES = "timm:test_resnet"
@@ -131,14 +132,16 @@ def test_folds_at_once_are_as_one_by_one(head: str) -> None:
     torch.manual_seed(2)
     support = blobs(3, 3)
     support = Examples(support.x[1:], support.y[1:], 3)  # classes of 2, 3 and 3 images
-    method = HEADS[head](nn.Identity(), 20)
+    method, small = HEADS[head](nn.Identity(), 20), HEADS[head](nn.Identity(), 8)
 
-    def predict(known: Examples, x: torch.Tensor) -> torch.Tensor:
+    def predict(known: Examples, x: torch.Tensor, method: Method = small) -> torch.Tensor:
         return outputs(method, known, x, None, "inductive")
 
-    for row, logits in enumerate(fold_logits(method, support, folds_of(support.y), predict)):
+    within = Examples(in_their_span(support.x), support.y, 3)
+    assert within.x.shape == (8, 8)
+    for row, logits in enumerate(fold_logits(small, within, folds_of(support.y), predict)):
         rows = torch.arange(8)[torch.arange(8) != row]
-        expected = predict(Examples(support.x[rows], support.y[rows], 3), support.x[row : row + 1])[0]
+        expected = predict(Examples(support.x[rows], support.y[rows], 3), support.x[row : row + 1], method)[0]
         assert torch.allclose(logits.softmax(-1), expected.softmax(-1), atol=2e-3 if head == "logistic" else 1e-5)
 
 

@@ -111,7 +111,7 @@ def opened(data: bytes) -> Iterator[Image.Image]:
     """An image file of one of the `FORMATS`, its size checked, its pixels not yet decoded."""
     too_large = f"it has more than the {MOST:,} pixels that are decoded; make it smaller: a few hundred on a side are enough"
     try:
-        with _damaged_exif_says_nothing():  # of a JPEG, Pillow already reads it here
+        with _quiet():
             image = Image.open(BytesIO(data), formats=_readable())
     except Image.DecompressionBombError as error:  # Pillow's own bound is higher
         raise ValueError(too_large) from error
@@ -128,10 +128,12 @@ def opened(data: bytes) -> Iterator[Image.Image]:
 
 
 @contextmanager
-def _damaged_exif_says_nothing() -> Iterator[None]:
-    """Without Pillow's warnings of EXIF that ends too early."""
+def _quiet() -> Iterator[None]:
+    """Without Pillow's warnings of EXIF that ends too early, which of a JPEG is read when it is opened, and of many pixels, of
+    which fewer are an error here."""
     with _one_filter, warnings.catch_warnings():  # whose filters are those of all threads
         warnings.filterwarnings("ignore", r"Truncated File Read|Corrupt EXIF data", UserWarning, r"PIL\.TiffImagePlugin")
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         yield
 
 
@@ -141,7 +143,7 @@ def turned(image: Image.Image) -> Image.Image:
     Pillow's `exif_transpose` also writes the EXIF anew, which fails on entries that do not concern the orientation.
     """
     try:
-        with _damaged_exif_says_nothing():
+        with _quiet():
             orientation = image.getexif().get(ExifTags.Base.Orientation)
         turn = None if orientation is None or orientation != int(orientation) else TURNS.get(int(orientation))
     except Exception:  # damaged EXIF can raise nearly anything; the image itself may be whole
