@@ -232,12 +232,12 @@ def ways_of(name: str, root: Path) -> Iterator[tuple[str, int, Callable[[], dict
     probe = LinearProbe(Weighted(nn.Identity(), 1280), Classification(), inner_lr=0.1, inner_steps=100)
     yield "features, linear", 0, lambda: accuracy(probe, by(deep), 100)
 
-    def on_features(make: Callable[[nn.Module, int], Method]) -> dict[str, dict[str, float]]:
+    def on_features(make: Callable[[nn.Module, int], Method], lr: float) -> dict[str, dict[str, float]]:
         data = by(deep)
-        return accuracy(trained(make(nn.Identity(), 1280), data, ON_FEATURES, 1e-2, compile=False), data, STEPS)
+        return accuracy(trained(make(nn.Identity(), 1280), data, ON_FEATURES, lr, compile=False), data, STEPS)
 
-    yield "features, ANIL", ON_FEATURES, lambda: on_features(HEADS["anil"])
-    yield "features, MAML", ON_FEATURES, lambda: on_features(HEADS["maml"])
+    yield "features, ANIL", ON_FEATURES, lambda: on_features(HEADS["anil"], 1e-2)  # 1,280 weights
+    yield "features, MAML", ON_FEATURES, lambda: on_features(HEADS["maml"], 1e-4)  # a layer of 1.6 million
     if settings.drawings:
         yield "MAML from the Omniglot weights", FROM_OMNIGLOT, from_omniglot
     yield "MAML from the beginning", ITERATIONS, conv4
