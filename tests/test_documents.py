@@ -51,7 +51,8 @@ ELSEWHERE = {  # commands that other tests run, or that need a cluster, an accou
     "python experiments/benchmarks/acting.py": "tests/benchmarks/test_acting.py",
     "experiments/benchmarks/gpu.sh": "docs/speed.md",  # which says that GPUs were not measured
 }
-PARSED = ("--wandb online", "--data.download", "srun ", "mini_imagenet")  # a command with one of these is parsed, not executed
+# a command with one of these is parsed, not executed
+PARSED = ("--wandb online", "--data.download", "srun ", "mini_imagenet", "own_photos")
 QUIET = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings(r"ignore:(?s).*eprecat.*"),
