@@ -46,7 +46,7 @@ class Outcome:
 
     Args:
         classes: the N names, in the order of the columns of `probabilities`.
-        support: the n files (may be gone, where a saved classifier predicts).
+        support: the n files; where a saved classifier predicts, their names alone.
         support_labels: [n], index of each one's class.
         query: the M files.
         probabilities: [M, N], of a softmax at `temperature`.
