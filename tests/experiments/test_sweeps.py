@@ -86,4 +86,4 @@ def test_wandb_agent_runs_a_sweep_against_a_stand_in(tmp_path: Path) -> None:
         assert (chosen["inner_lr"], chosen["inner_steps"]) == (0.003, steps)
         assert any("val/mse" in row for row in logged.history)
         changed = logged.config["experiment"]["changed"]
-        assert changed["model.method.init_args.inner_lr"] == {"experiment": 0.01, "run": 0.003}
+        assert changed["model.init_args.method.init_args.inner_lr"] == {"experiment": 0.01, "run": 0.003}
