@@ -43,7 +43,7 @@ from mamllit.core.episode import Episode, EpisodeBatch, Examples
 from mamllit.core.philox import SPLITS
 from mamllit.data import ImageFolderDataModule
 from mamllit.engine.evaluation import readings
-from mamllit.inference.heads import HEADS, Weighted
+from mamllit.inference.heads import HEADS, WithWeights
 from mamllit.methods import MAML, LinearProbe, Method, PrototypicalNetworks
 from mamllit.objectives import Classification
 from mamllit.runs import durable
@@ -229,7 +229,7 @@ def ways_of(name: str, root: Path) -> Iterator[tuple[str, int, Callable[[], dict
         return kept[key]
 
     yield "features, nearest mean", 0, lambda: accuracy(cosine, by(deep), 0)
-    probe = LinearProbe(Weighted(nn.Identity(), 1280), Classification(), inner_lr=0.1, inner_steps=100)
+    probe = LinearProbe(WithWeights(nn.Identity(), 1280), Classification(), inner_lr=0.1, inner_steps=100)
     yield "features, linear", 0, lambda: accuracy(probe, by(deep), 100)
 
     def on_features(make: Callable[[nn.Module, int], Method], lr: float) -> dict[str, dict[str, float]]:

@@ -210,7 +210,7 @@ class FeaturesOf(nn.Module):
         return out.flatten(1)
 
 
-class Weighted(nn.Module):
+class WithWeights(nn.Module):
     """Features of length 10, each with a weight that begins at 1, for an outer loop to learn.
 
     Args:
@@ -218,8 +218,8 @@ class Weighted(nn.Module):
         size: D.
 
     >>> import torch
-    >>> from mamllit.inference.heads import Weighted
-    >>> Weighted(torch.nn.Identity(), 2)(torch.tensor([[3.0, 4.0]]))
+    >>> from mamllit.inference.heads import WithWeights
+    >>> WithWeights(torch.nn.Identity(), 2)(torch.tensor([[3.0, 4.0]]))
     tensor([[6., 8.]], grad_fn=<MulBackward0>)
     """
 
@@ -232,7 +232,7 @@ class Weighted(nn.Module):
         return 10 * F.normalize(self.backbone(x).flatten(1) * self.weight, dim=-1)
 
 
-class Turned(nn.Module):
+class WithLinearLayer(nn.Module):
     """Features of length 10 and a linear layer that begins as the identity: what `MAML` adapts of frozen features.
 
     Weights of single features would not do: from a head at zero, their gradients are too small to change a prediction.
@@ -242,8 +242,8 @@ class Turned(nn.Module):
         size: D.
 
     >>> import torch
-    >>> from mamllit.inference.heads import Turned
-    >>> Turned(torch.nn.Identity(), 2)(torch.tensor([[3.0, 4.0]]))
+    >>> from mamllit.inference.heads import WithLinearLayer
+    >>> WithLinearLayer(torch.nn.Identity(), 2)(torch.tensor([[3.0, 4.0]]))
     tensor([[6., 8.]], grad_fn=<AddBackward0>)
     """
 
@@ -259,12 +259,14 @@ class Turned(nn.Module):
 
 def anil(backbone: nn.Module, size: int) -> ANIL:
     """ANIL on features of `size`, five steps of 0.02 from a last layer at zero; an outer loop learns the features' weights."""
-    return ANIL(Weighted(backbone, size), Classification(), 0.02, 5, "sum_over_shots", head="zero")
+    return ANIL(WithWeights(backbone, size), Classification(), 0.02, 5, "sum_over_shots", head="zero")
 
 
 def maml(backbone: nn.Module, size: int) -> MAML:
     """MAML on features of `size`, five steps of 0.02 of a linear layer on them and of a last layer from zero."""
-    return MAML(Turned(backbone, size), Classification(), 0.02, 5, "sum_over_shots", frozen=["backbone.*"], head="zero")
+    return MAML(
+        WithLinearLayer(backbone, size), Classification(), 0.02, 5, "sum_over_shots", frozen=["backbone.*"], head="zero"
+    )
 
 
 HEADS: dict[str, Callable[[nn.Module, int], Method]] = {  # of a network that gives features [n, D], and D
