@@ -189,7 +189,10 @@ def peak_bytes(*runs: str) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="a process's memory is read from /proc here")
 def test_recomputing_keeps_the_memory_of_few_steps() -> None:
-    """30 inner steps take at most 1.3 times the memory of 5; keeping everything takes several times as much."""
+    """30 inner steps take at most 1.3 times the memory of 5, where keeping everything takes more; what 25 steps add is a quarter at most.
+
+    What is added is compared, not the whole: PyTorch's own share of a first step differs from machine to machine.
+    """
     few, many, kept = peak_bytes("5 recompute", "30 recompute", "30 keep")
-    assert many <= 1.3 * few
-    assert kept > 2 * many
+    assert many <= 1.3 * few < kept
+    assert 4 * (many - few) < kept - few
