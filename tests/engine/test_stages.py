@@ -189,7 +189,7 @@ def peak_bytes(*runs: str) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="a process's memory is read from /proc here")
 def test_recomputing_keeps_the_memory_of_few_steps() -> None:
-    """30 inner steps take at most 1.3 times the memory of 5, where keeping everything takes more; what 25 steps add is a quarter at most.
+    """30 inner steps take at most 1.3 times the memory of 5, and what 25 of them add is at most a quarter of what keeping adds.
 
     What is added is compared, not the whole: PyTorch's own share of a first step differs from machine to machine.
     """
