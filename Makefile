@@ -12,6 +12,8 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 PACKAGE := setup.cfg pyproject.toml
+# a worker takes a whole file; in the order of tests/conftest.py
+IN_FILES := --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-rl test test-all lint types docs wheel clean
@@ -27,10 +29,10 @@ demo-rl: $(VENV)/.installed-core ## MAML on 2D navigation in about two minutes; 
 	$(BIN)/mamllit fit -c experiments/demo_rl.yaml $(DEMO_ARGS)
 
 test: $(VENV)/.installed-test ## the quick tests (MAMLLIT_OMNIGLOT=DIR, MAMLLIT_MINI_IMAGENET=DIR add those that need the images)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) $(IN_FILES) $(PYTEST_ARGS)
 
 test-all: $(VENV)/.installed-test ## all tests but those that train for minutes: processes, full disks, W&B failures, the docs' commands, the wheel
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not long and not slurm" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) $(IN_FILES) -m "not long and not slurm" $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev ## ruff: rules and formatting
 	$(BIN)/ruff check .

@@ -12,6 +12,12 @@ from mamllit.core.episode import Episode, Examples
 MakeEpisodes = Callable[..., Episode]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that no worker starts a long file when the others are at their end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _threads() -> None:
     """Two, or one in each of several test processes: more threads than cores wait for each other."""
