@@ -7,11 +7,13 @@ from mamllit.callbacks.progress import StepProgressBar
 from mamllit.callbacks.results import ResultWriter
 from mamllit.callbacks.start_from import StartFrom
 from mamllit.callbacks.tuning import TunedStepSize
+from mamllit.callbacks.video import AdaptationVideo
 from mamllit.runs.checkpoint_io import DurableCheckpointIO
 from mamllit.runs.stopping import CleanStop, Stopped
 
 __all__ = [
     "AdaptationFigures",
+    "AdaptationVideo",
     "CleanStop",
     "CollapseAlarm",
     "DurableCheckpointIO",

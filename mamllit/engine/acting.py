@@ -158,6 +158,13 @@ def practise(
     return Practice(supports[:-1], supports[-1], acted[:-1], acted[-1], torch.stack(returns, 1), last)
 
 
+def first_trajectory(world: World, noise: Noise, phase: int, trajectories: int, found: Trajectories) -> tuple[Tensor, Tensor]:
+    """The first task's first trajectory of those `found` after `phase` inner steps, on the CPU: the noise of its start
+    [reset_noise], and its actions [n, a]; what `World.frames` draws."""
+    start = noise.normal(2 * phase, (trajectories, world.reset_noise))[0, 0]
+    return start.cpu(), found.actions[0, 0, : int(found.first[0, 0].sum())].cpu()
+
+
 def thinned(part: Examples, fraction: float, whole: bool, offset: int) -> Examples:
     """About a `fraction` of the steps of each trajectory, evenly spaced; or, `whole`, so many of the trajectories."""
     if fraction >= 1:

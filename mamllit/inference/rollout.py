@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mamllit.engine.acting import Credit, StepByStep, practise
+from mamllit.engine.acting import Credit, StepByStep, first_trajectory, practise
 from mamllit.pretrained.build import build, rebuild
 from mamllit.pretrained.export import export
 from mamllit.pretrained.files import read
-from mamllit.rl import Noise, Trajectories, World
+from mamllit.rl import Noise, World
 
 FRAMES = 25  # a second
 
@@ -74,14 +74,9 @@ def rollout_policy(
 
     def acted(after: int) -> tuple[list[float], tuple[Tensor, Tensor]]:
         practice = practise(method, world, numbers, noise, [trajectories] * (after + 1), credit, shares, refill=refill)
-        start = noise.normal(2 * after, (trajectories, world.reset_noise))[0, 0]
-        return practice.returns[0].tolist(), (start, _lived(practice.last))
+        return practice.returns[0].tolist(), first_trajectory(world, noise, after, trajectories, practice.last)
 
     return Adapted(acted(steps)[0], world, numbers[0], acted(0)[1], acted(steps)[1])
-
-
-def _lived(found: Trajectories) -> Tensor:
-    return found.actions[0, 0, : int(found.first[0, 0].sum())]
 
 
 def write_video(path: Path, frames: Iterable[np.ndarray]) -> None:
