@@ -50,8 +50,8 @@ class AdaptationVideo(L.Callback):
             next(iter(world.frames(task, torch.zeros(world.reset_noise), torch.zeros(1, world.actions))))
         except Exception as error:
             raise RuntimeError(
-                f"{type(world).__name__} cannot be drawn here ({error}); set MUJOCO_GL to egl or osmesa where it is MuJoCo's, or "
-                "leave AdaptationVideo out"
+                f"{type(world).__name__} cannot be drawn here ({error}); set MUJOCO_GL to egl or osmesa where it is MuJoCo's, "
+                "or leave AdaptationVideo out"
             ) from error
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
