@@ -19,7 +19,7 @@ def agree(model: Any, data: Any) -> None:
         ValueError: where a size cannot be known from the data, or contradicts it.
     """
     known = sizes(data)
-    for network in networks(model):
+    for network, encodes in networks(model):
         arguments = network["init_args"]
         for name, value in entries(arguments).items():
             if value == DATA:
@@ -29,6 +29,8 @@ def agree(model: Any, data: Any) -> None:
                         "give a number"
                     )
                 arguments[name] = known[name]
+            elif encodes and name == "out_features":
+                continue  # of features, as many as one likes
             elif name in SENTENCES and name in known and value is not None and value != known[name]:
                 text = SENTENCES[name].format(value, known[name])
                 raise ValueError(f"{text}; give both the same number, or leave {name} out: then it is the data's")
@@ -47,8 +49,7 @@ def sizes(data: Any) -> dict[str, int]:
     ways = arguments.get("ways")
     least = 1 if ways is None else 2  # fewer classes are refused by the data, in its own words
     if ways is None:
-        module, _, name = str(data["class_path"]).rpartition(".")
-        ways = getattr(getattr(importlib.import_module(module), name, None), "ways", None)
+        ways = of_class(data["class_path"], "ways")
     found = {"out_features": ways} if isinstance(ways, int) and ways >= least else {}
     if (images := preparation_of({"class_path": data["class_path"], "init_args": arguments})) is not None:
         found |= {"in_channels": images.channels, "image_size": images.image_size}
@@ -56,14 +57,24 @@ def sizes(data: Any) -> dict[str, int]:
     return found
 
 
-def networks(config: Any) -> Iterator[Any]:
-    """The networks of mamllit in a configuration."""
+def networks(config: Any, encodes: bool = False) -> Iterator[tuple[Any, bool]]:
+    """The networks of mamllit in a configuration, each with whether its method reads its outputs as features."""
     inside = entries(config)
-    if str(inside.get("class_path", "")).startswith(NETWORKS) and inside.get("init_args") is not None:
-        yield config
+    path = str(inside.get("class_path", ""))
+    if path.startswith(NETWORKS):
+        if inside.get("init_args") is not None:
+            yield config, encodes
+    elif "." in path:
+        encodes = encodes or bool(of_class(path, "reads_features"))
     for value in inside.values():
         for part in value if isinstance(value, list) else [value]:
-            yield from networks(part)
+            yield from networks(part, encodes)
+
+
+def of_class(path: str, name: str) -> Any:
+    """The attribute `name` of the class at an import path; None where there is none."""
+    module, _, kind = path.rpartition(".")
+    return getattr(getattr(importlib.import_module(module), kind, None), name, None)
 
 
 def entries(config: Any) -> dict[str, Any]:

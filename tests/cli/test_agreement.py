@@ -41,7 +41,7 @@ def test_sizes_come_from_the_data(described: dict[str, Any], expected: dict[str,
     assert sizes(described) == expected
     config = model(in_channels=expected.get("in_channels", 1), out_features="data", filters=7)
     agree(config, described)
-    (network,) = networks(config)
+    ((network, _),) = networks(config)
     assert network["init_args"]["out_features"] == expected["out_features"]
     assert network["init_args"]["filters"] == 7
 
@@ -58,6 +58,17 @@ def test_a_contradiction_is_explained(arguments: dict[str, int], text: str) -> N
     with pytest.raises(ValueError, match=text):
         agree(model(**arguments), data("MiniImagenet", ways=5))
     agree(model(out_features=None), data("MiniImagenet", ways=5))  # no head: the features
+
+
+@pytest.mark.parametrize(("method", "encodes"), [("MAML", False), ("PrototypicalNetworks", True), ("NeuralStatistician", True)])
+def test_a_network_that_only_encodes_has_any_number_of_outputs(method: str, encodes: bool) -> None:
+    config = model(out_features=64)
+    config["method"]["class_path"] = f"mamllit.methods.{method}"
+    if encodes:
+        agree(config, data("MiniImagenet", ways=5))
+    else:
+        with pytest.raises(ValueError, match="the network has 64 outputs"):
+            agree(config, data("MiniImagenet", ways=5))
 
 
 def test_what_the_data_does_not_tell_needs_a_number() -> None:
@@ -84,5 +95,5 @@ def test_the_command_line_fills_in_and_writes_down_what_it_took(tmp_path: Path) 
     done = cli.run(arguments)
     assert done.model.method.backbone.out_features == 1
     written = yaml.safe_load((tmp_path / "runs" / "seed_0" / "config.yaml").read_text())
-    (network,) = networks(written["model"])
+    ((network, _),) = networks(written["model"])
     assert network["init_args"]["out_features"] == 1
