@@ -20,8 +20,8 @@ _FROM = {
     "mamllit.core.stream": ["Stream"],
     "mamllit.data": [
         "ClassPool", "ControlDataModule", "EpisodicDataModule", "FrequencySineDataModule", "ImageDataModule",
-        "ImageFolderDataModule", "MiniImagenetDataModule", "OmniglotDataModule", "OmniglotStreamDataModule", "SineDataModule",
-        "SineLineDataModule",
+        "ImageFolderDataModule", "MiniImagenetDataModule", "OmniglotDataModule", "OmniglotPairsDataModule",
+        "OmniglotStreamDataModule", "SineDataModule", "SineLineDataModule",
     ],
     "mamllit.inference": ["adapt_folder", "fewshot"],
     "mamllit.methods": [
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         ImageFolderDataModule,
         MiniImagenetDataModule,
         OmniglotDataModule,
+        OmniglotPairsDataModule,
         OmniglotStreamDataModule,
         SineDataModule,
         SineLineDataModule,

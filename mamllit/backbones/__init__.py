@@ -4,6 +4,7 @@ from mamllit.backbones.conv4 import Conv4, SameConv2d
 from mamllit.backbones.conv_pairs import ConvPairs
 from mamllit.backbones.heads import CosineHead
 from mamllit.backbones.hog import Hog
+from mamllit.backbones.koch import KochNet
 from mamllit.backbones.mlp import MLP
 from mamllit.backbones.norm import BatchStatNorm
 from mamllit.backbones.resnet12 import ResNet12
@@ -17,6 +18,7 @@ __all__ = [
     "ConvPairs",
     "CosineHead",
     "Hog",
+    "KochNet",
     "ResNet12",
     "SameConv2d",
     "StatisticianDecoder",

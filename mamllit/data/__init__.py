@@ -6,6 +6,7 @@ from mamllit.data.image_folder import ImageFolderDataModule
 from mamllit.data.images import ImageDataModule
 from mamllit.data.mini_imagenet import MiniImagenetDataModule
 from mamllit.data.omniglot import OmniglotDataModule
+from mamllit.data.pairs import OmniglotPairsDataModule
 from mamllit.data.plain import PlainBatch, PlainBatches
 from mamllit.data.pool import ClassPool
 from mamllit.data.preparation import Preparation
@@ -25,6 +26,7 @@ __all__ = [
     "ImageFolderDataModule",
     "MiniImagenetDataModule",
     "OmniglotDataModule",
+    "OmniglotPairsDataModule",
     "OmniglotStreamDataModule",
     "PlainBatch",
     "PlainBatches",

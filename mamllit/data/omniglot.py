@@ -21,7 +21,8 @@ class OmniglotDataModule(ImageDataModule):
         ways, shots: N and K of an episode.
         queries: query drawings per class in meta-training (the paper's code: K).
         meta_batch_size: episodes per meta-update over all ranks.
-        split: "vinyals", the published lists of 1,028 / 172 / 423 characters, or "maml", the paper's sizes 1,100 / 100 / 423.
+        split: "vinyals", the published lists of 1,028 / 172 / 423 characters; "maml", the paper's sizes 1,100 / 100 / 423; or
+            "alphabets", whole alphabets, 30 / 10 / 10, of 964 / 307 / 352 characters.
         resize: "nearest", what the paper's images really are, or "antialias".
         rotate: random quarter turns per class (the paper: in every split).
         download: fetch the official zips into `root` where nothing is found there.
@@ -47,7 +48,7 @@ class OmniglotDataModule(ImageDataModule):
         shots: int = 1,
         queries: int = 1,
         meta_batch_size: int = 32,
-        split: Literal["vinyals", "maml"] = "vinyals",
+        split: Literal["vinyals", "maml", "alphabets"] = "vinyals",
         resize: Literal["nearest", "antialias"] = "nearest",
         rotate: bool = True,
         download: bool = False,

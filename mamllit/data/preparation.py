@@ -72,13 +72,17 @@ LARGE = 35  # side of the images that are jittered, a third of a drawing's
 
 
 def omniglot_streams(image_size: int, jitter: bool, resize: str) -> Preparation:
-    """Those of `OmniglotStreamDataModule`."""
+    """Those of `OmniglotStreamDataModule` and, without jitter, of `OmniglotPairsDataModule`."""
     return replace(omniglot("antialias" if jitter else resize), image_size=image_size)
 
 
 def _omniglot_streams(arguments: Mapping[str, Any]) -> Preparation:
     given = {"image_size": 28, "jitter": False, "resize": "nearest", **arguments}
     return omniglot_streams(int(given["image_size"]), bool(given["jitter"]), given["resize"])
+
+
+def _omniglot_pairs(arguments: Mapping[str, Any]) -> Preparation:
+    return _omniglot_streams({"image_size": 105, **arguments})
 
 
 def _omniglot(arguments: Mapping[str, Any]) -> Preparation:
@@ -97,6 +101,7 @@ def _image_folder(arguments: Mapping[str, Any]) -> Preparation:
 KNOWN: dict[str, Callable[[Mapping[str, Any]], Preparation]] = {
     "OmniglotDataModule": _omniglot,
     "OmniglotStreamDataModule": _omniglot_streams,
+    "OmniglotPairsDataModule": _omniglot_pairs,
     "MiniImagenetDataModule": _mini_imagenet,
     "ImageFolderDataModule": _image_folder,
 }

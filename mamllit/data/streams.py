@@ -139,7 +139,7 @@ class OmniglotStreamDataModule(ImageDataModule):
         image_size: int = 28,
         jitter: bool = False,
         meta_batch_size: int = 16,
-        split: Literal["vinyals", "maml"] = "vinyals",
+        split: Literal["vinyals", "maml", "alphabets"] = "vinyals",
         resize: Literal["nearest", "antialias"] = "nearest",
         rotate: bool = True,
         download: bool = False,

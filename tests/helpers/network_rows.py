@@ -14,6 +14,7 @@ from torch.nn.utils import parametrizations
 from mamllit.backbones import MLP, BatchStatNorm, Conv4, Hog
 from mamllit.backbones.conv_pairs import ConvPairs
 from mamllit.backbones.heads import CosineHead
+from mamllit.backbones.koch import KochNet
 from mamllit.backbones.resnet12 import ResNet12
 from mamllit.backbones.statistician import StatisticianDecoder, StatisticianEncoder
 from mamllit.backbones.timm_net import FixedNorm
@@ -330,6 +331,9 @@ ROWS: dict[str, Row] = {
         for downsample in ("stride", "max_pool")
     },
     "mamllit ConvPairs": Row(lambda: nn.Sequential(ConvPairs(2, 8, 2, 4), nn.Linear(4, WAYS)), (2, 8, 8)),
+    "mamllit KochNet": Row(
+        lambda: nn.Sequential(KochNet(2, 23, (2, 2, 2, 2), (2, 2, 2, 2), 8, "plain"), nn.Linear(8, WAYS)), (2, 23, 23)
+    ),
     "mamllit StatisticianEncoder": Row(lambda: nn.Sequential(StatisticianEncoder((2, 2, 2)), nn.Linear(32, WAYS)), (1, 28, 28)),
     "mamllit StatisticianDecoder": Row(
         lambda: nn.Sequential(StatisticianDecoder(12, (2, 2, 2)), nn.Flatten(), nn.Linear(784, WAYS)), (12,)

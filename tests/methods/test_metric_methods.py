@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mamllit.backbones import MLP
+from mamllit.backbones import MLP, KochNet
 from mamllit.core.episode import Episode, Examples
 from mamllit.core.tree import item
 from mamllit.engine.evaluation import evaluate
+from mamllit.engine.meta_gradient import MetaGradient
 from mamllit.methods import (
     FineTuning,
     LinearProbe,
@@ -218,6 +219,45 @@ def test_siamese_loss_counts_both_kinds_of_pairs_alike(episode: Episode) -> None
     torch.testing.assert_close(method.meta_loss(episode)[0], expected)
 
 
+def test_pairs_as_drawn_count_alike_whatever_their_kind() -> None:
+    method = SiameseNetworks(nn.Identity(), ACCURACY, 2, "verification", "as_drawn")
+    with torch.no_grad():
+        method.verify.weight.copy_(torch.tensor([[-1.0, -2.0]]))
+        method.verify.bias.fill_(1.0)
+    support = Examples(torch.tensor([[0.0, 0.0]]), torch.tensor([0]), 2)
+    for x, y, p, right in (([1.0, 0.5], 1, 1 / (1 + math.e), 1.0), ([0.0, 0.5], 0, 0.5, 0.5), ([0.0, 0.0], 1, None, 0.0)):
+        same = math.e / (1 + math.e) if p is None else p
+        loss, logs = method.meta_loss(Episode(support, Examples(torch.tensor([x]), torch.tensor([y]), 2)))
+        assert math.isclose(float(loss.detach()), -math.log(1 - same if y else same), rel_tol=1e-6)
+        assert float(logs["accuracy"]) == right
+
+
+@pytest.mark.parametrize(
+    ("side", "kernels", "channels"),
+    [(35, (4, 3, 2, 2), (8, 16, 16, 32)), pytest.param(105, (10, 7, 4, 4), (4, 8, 8, 16), marks=pytest.mark.slow)],
+)
+def test_kochs_network_can_fit_sixty_four_fixed_pairs(side: int, kernels: tuple[int, ...], channels: tuple[int, ...]) -> None:
+    x, y = (torch.rand(64, 2, 1, 1, side, side) < 0.1).float(), torch.arange(64) % 2
+    x[::2, 1] = x[::2, 0] * (torch.rand(32, 1, 1, side, side) < 0.9)  # of the same kind: a tenth of the ink is gone
+    pairs = Episode(Examples(x[:, 0], torch.zeros(64, 1, dtype=torch.long), 2), Examples(x[:, 1], y[:, None], 2))
+    net = KochNet(1, side, channels, kernels, 128, "plain")
+    method = SiameseNetworks(net, ACCURACY, 128, "verification", "as_drawn")
+    optimizer = torch.optim.Adam(method.parameters(), lr=0.005)
+    for _ in range(200):
+        optimizer.zero_grad()
+        step = MetaGradient(method)(pairs)
+        for name, value in method.named_parameters():
+            value.grad = step.gradient[f"method.{name}"]
+        optimizer.step()
+        if float(step.loss) < 0.05:
+            break
+    assert float(step.loss) < 0.05
+    assert float(step.logs["accuracy"]) == 1.0
+    a, b = (net(part.x[:, 0]).detach() for part in pairs)
+    assert torch.equal(method.same(a, b), method.same(b, a).mT)  # p(x, x') = p(x', x)
+    torch.testing.assert_close(method.same(a, a).diagonal(), method.verify.bias.expand(64))  # p(x, x) = sigmoid(b)
+
+
 def test_siamese_networks_can_fit_pairs() -> None:
     torch.manual_seed(0)
     images = torch.rand(8, 64)
@@ -298,6 +338,7 @@ def test_a_cosine_probe_begins_as_the_nearest_mean(episode: Episode) -> None:
             "context_steps is 1; full context embeddings need",
         ),
         (lambda: SiameseNetworks(net(), ACCURACY, D, "vote"), "classify is 'vote'; it must be 'cosine' or 'verification'"),
+        (lambda: SiameseNetworks(net(), ACCURACY, D, pairs="odd"), "pairs is 'odd'; it must be 'balanced' or 'as_drawn'"),
         (lambda: FineTuning(net(), ACCURACY, 0.1, decay=-1), "decay is -1; it must be >= 0"),
         (lambda: LinearProbe(net(), ACCURACY, 0.1, head="round"), "head is 'round'; it must be 'linear' or 'cosine'"),
         (lambda: LinearProbe(net(), ACCURACY, 0.1, weight_decay=-1), "weight_decay is -1; it must be >= 0"),

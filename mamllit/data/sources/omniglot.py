@@ -6,7 +6,9 @@ as pools of uint8 [M, 1, size, size] with ink = 255, so that x / 255 has ink = 1
 
 Splits: "vinyals" is the published list of 1028 / 172 / 423 characters (`splits/README.md`). "maml" is the rule of the
 MAML code, 1100 / 100 / 423 at random; that code shuffled the order its file system happened to list, which nobody
-can repeat, so here the sorted names are shuffled with seed 1.
+can repeat, so here the sorted names are shuffled with seed 1. "alphabets" keeps alphabets whole: the 30 of
+`images_background` for meta-train, and of the 20 of `images_evaluation` the first ten by name for meta-val, the last ten for
+meta-test.
 
 Resizing: the MAML authors asked for LANCZOS, but Pillow uses NEAREST on 1-bit images whatever one asks for, so their
 pixels are binary: that is "nearest". "antialias" turns to grey first, as many ports do, and trains on other images.
@@ -39,7 +41,17 @@ ZIP_MD5 = {
     "images_background": "68d2efa1b9178cc56df9314c21c6e718",
     "images_evaluation": "6b91aef0f799c5bb55b94e3f2daec811",
 }
-SPLITS = ("vinyals", "maml")
+SPLITS = ("vinyals", "maml", "alphabets")
+ALPHABETS = {  # those of images_evaluation
+    "val": (
+        "Angelic", "Atemayar_Qelisayer", "Atlantean", "Aurek-Besh", "Avesta", "Ge_ez", "Glagolitic", "Gurmukhi", "Kannada",
+        "Keble",
+    ),
+    "test": (
+        "Malayalam", "Manipuri", "Mongolian", "Old_Church_Slavonic_(Cyrillic)", "Oriya", "Sylheti", "Syriac_(Serto)",
+        "Tengwar", "Tibetan", "ULOG",
+    ),
+}  # fmt: skip
 RESIZES = ("nearest", "antialias")
 SIDE = 105  # pixels of a drawing
 DRAWINGS = 20  # per character
@@ -65,7 +77,7 @@ def load_omniglot(
 
     Args:
         root: the folder of the data.
-        split: "vinyals" or "maml", see the top of this file.
+        split: "vinyals", "maml" or "alphabets", see the top of this file.
         image_size: side of the images in pixels.
         resize: "nearest" or "antialias", see the top of this file.
         download: fetch the zips that are not there.
@@ -96,6 +108,10 @@ def split_characters(split: str) -> dict[str, list[str]]:
         names = sorted(chain(*lists.values()))
         random.Random(1).shuffle(names)
         lists = {"train": names[:1100], "val": names[1100:1200], "test": names[1200:]}
+    if split == "alphabets":
+        place = {alphabet: key for key, alphabets in ALPHABETS.items() for alphabet in alphabets}
+        names = list(chain(*lists.values()))
+        lists = {key: [name for name in names if place.get(name.split("/")[0], "train") == key] for key in lists}
     return {key: sorted(names) for key, names in lists.items()}
 
 

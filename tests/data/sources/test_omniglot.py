@@ -167,7 +167,9 @@ def test_a_file_where_the_cache_should_be_works_from_memory_too(tmp_path: Path) 
         assert load(tmp_path).num_classes == 6
 
 
-@pytest.mark.parametrize(("split", "sizes"), [("vinyals", [1028, 172, 423]), ("maml", [1100, 100, 423])])
+@pytest.mark.parametrize(
+    ("split", "sizes"), [("vinyals", [1028, 172, 423]), ("maml", [1100, 100, 423]), ("alphabets", [964, 307, 352])]
+)
 def test_the_splits_are_complete_disjoint_and_fixed(split: str, sizes: list[int]) -> None:
     parts = split_characters(split)
     assert list(parts) == ["train", "val", "test"]

@@ -118,7 +118,7 @@ def test_unknown_settings_are_named_together_with_the_nearest(tmp_path: Path) ->
     with pytest.raises(ValueError) as caught:
         load_omniglot(tmp_path, split="vinyal", resize="anti-alias", image_size=0)
     assert str(caught.value) == (
-        "Omniglot: unknown split 'vinyal' (did you mean 'vinyals'?), expected one of 'vinyals', 'maml'; "
+        "Omniglot: unknown split 'vinyal' (did you mean 'vinyals'?), expected one of 'vinyals', 'maml', 'alphabets'; "
         "unknown resize 'anti-alias' (did you mean 'antialias'?), expected one of 'nearest', 'antialias'; "
         "image_size must be a whole number of pixels >= 1, got 0"
     )
