@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tabled import data
 from tabled.minutes import draw, minutes
-from tabled.others import methods, own_sets, speed, templates
+from tabled.others import methods, own_sets, plain_loops, speed, templates
 from tabled.results import begun, finished, images, regression, returns, streams
 
 DOCUMENTS = ("README.md", "experiments/**/*.md", "docs/**/*.md")
@@ -31,6 +31,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "streams": streams,
     "returns": returns,
     "speed": speed,
+    "plain_loops": plain_loops,
     "own_sets": own_sets,
     "templates": templates,
     "minutes": minutes,

@@ -5,9 +5,11 @@ import csv
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from tabled import data
 
+KEYS = ("median", "min", "max")  # of ratios
 EQUAL = 1e-6  # apart, two shares of the same hits differ in rounding alone
 COMPETITORS = {"learn2learn": "learn2learn", "autograd": "plain autograd", "torchopt": "TorchOpt", "higher": "higher"}
 
@@ -17,14 +19,14 @@ def speed() -> str:
 
     def rows() -> Iterator[list[str]]:
         for folder in sorted(path for path in (data.RESULTS / "speed").iterdir() if path.is_dir()):
-            facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
-            with (folder / "steps.csv").open(encoding="utf-8", newline="") as file:
-                table = list(csv.DictReader(file))
+            if not (folder / "steps.csv").exists():
+                continue
+            machine, table = _measured(folder, "steps.csv")
             for row in dict.fromkeys(entry["row"] for entry in table):
                 here = {e["competitor"]: e for e in table if e["row"] == row}
                 base = here["mamllit"]
                 yield [
-                    f"{facts['processor']}, `{facts['commit'][:7]}`",
+                    machine,
                     f"`{row}`",
                     base["threads"],
                     duration(float(base["seconds_median"])),
@@ -35,10 +37,38 @@ def speed() -> str:
     return data.markdown(header, rows())
 
 
+def plain_loops() -> str:
+    """One training step of systems that other libraries do not have, and how long a plain loop takes for it."""
+
+    def rows() -> Iterator[list[str]]:
+        for folder in sorted(path.parent for path in (data.RESULTS / "speed").glob("*/plain_loops.csv")):
+            machine, table = _measured(folder, "plain_loops.csv")
+            for entry in table:
+                ratios = (_ratio({f"ratio_{key}": entry[f"{kind}_ratio_{key}"] for key in KEYS}) for kind in ("clock", "cpu"))
+                yield [
+                    machine,
+                    f"{entry['system']}, `{entry['cell']}`",
+                    entry["threads"],
+                    duration(float(entry["mamllit_clock"])),
+                    *ratios,
+                ]
+
+    found = list(rows())
+    header = ["machine, commit", "system", "threads", "mamllit", "plain loop / mamllit", "by CPU time"]
+    return data.markdown(header, iter(found)) if found else "Not measured yet.\n"
+
+
+def _measured(folder: Path, name: str) -> tuple[str, list[dict[str, str]]]:
+    """The machine and the commit of a benchmark's folder, and its table `name`."""
+    facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+    with (folder / name).open(encoding="utf-8", newline="") as file:
+        return f"{facts['processor']}, `{facts['commit'][:7]}`", list(csv.DictReader(file))
+
+
 def _ratio(entry: dict[str, str] | None) -> str:
     if entry is None:
         return ""
-    median, low, high = (float(entry[f"ratio_{key}"]) for key in ("median", "min", "max"))
+    median, low, high = (float(entry[f"ratio_{key}"]) for key in KEYS)
     digits = 1 if median >= 10 else 2
     return f"{median:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 

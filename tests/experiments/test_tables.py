@@ -12,7 +12,7 @@ REPOSITORY = Path(__file__).parents[2]
 sys.path.insert(0, str(REPOSITORY / "experiments"))
 import returns_picture  # noqa: E402
 import tables  # noqa: E402
-from tabled import data, minutes, results  # noqa: E402
+from tabled import data, minutes, others, results  # noqa: E402
 
 
 def test_every_table_is_what_the_data_say() -> None:
@@ -46,6 +46,19 @@ def test_the_picture_of_returns_is_drawn_from_the_data(tmp_path: Path, monkeypat
     monkeypatch.setattr(sys, "argv", ["returns_picture.py", "--out", str(tmp_path / "returns.png")])
     returns_picture.main()
     assert (tmp_path / "returns.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_plain_loops_are_listed_once_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "RESULTS", tmp_path)
+    assert others.plain_loops() == "Not measured yet.\n"
+    (folder := tmp_path / "speed" / "here").mkdir(parents=True)
+    (folder / "facts.json").write_text(json.dumps({"processor": "one core", "commit": "0123456789"}))
+    names = [f"{kind}_ratio_{which}" for kind in ("clock", "cpu") for which in ("median", "min", "max")]
+    columns = ["system", "cell", "threads", "mamllit_clock", *names]
+    (folder / "plain_loops.csv").write_text(f"{','.join(columns)}\nMANN,mann/five,1,0.25,2,1,3,12,11,13\n")
+    expected = "| one core, `0123456` | MANN, `mann/five` | 1 | 250 ms | 2.00 (1.00 to 3.00) | 12.0 (11.0 to 13.0) |"
+    assert others.plain_loops().splitlines()[-1] == expected
+    assert len(others.speed().splitlines()) == 2  # no row of what has no steps.csv
 
 
 @pytest.fixture

@@ -18,9 +18,10 @@ from suite.problems import Problem
 
 
 def method_of(document: Mapping[str, Any]) -> Method:
-    """The method of a YAML, with seeded weights. (There an objective is a bare class path; `make` wants it as a mapping.)"""
+    """The method of a YAML, with seeded weights. (There a class without arguments is a bare path; `make` wants a mapping.)"""
     settings = document["model"]["init_args"]["method"]
-    arguments = settings["init_args"] | {"objective": {"class_path": settings["init_args"]["objective"]}}
+    given = settings["init_args"].items()
+    arguments = {name: {"class_path": value} if isinstance(value, str) and "." in value else value for name, value in given}
     torch.manual_seed(0)
     method: Method = make({"class_path": settings["class_path"], "init_args": arguments})
     return method

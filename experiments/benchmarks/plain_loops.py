@@ -1,0 +1,101 @@
+"""MANN, memory module, neural statistician, meta-learner LSTM, timed: python experiments/benchmarks/plain_loops.py
+
+A training step of each beside a loop in plain PyTorch with the same parameters (`suite/plain_loops.py`), in turns in one
+process: sizes, optimiser, clipping and compilation are those of the YAML, images are random. A test compares losses and
+gradients of the two. Seconds are of the clock and of the CPU. Writes plain_loops.csv and facts.json.
+"""
+
+import argparse
+import csv
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from suite.costs import EXPERIMENTS
+from suite.peers.cell import method_of
+from suite.plain_loops import PAIRS, Step, batch_of
+from suite.report import duration, facts
+
+from mamllit.kernels.malloc import keep_memory
+
+COLUMNS = ["system", "cell", "threads", "rounds", "steps", "first_seconds"] + [
+    f"{who}_{what}" for who in ("mamllit", "plain") for what in ("clock", "cpu")
+]  # fmt: skip
+COLUMNS += [f"{clock}_ratio_{which}" for clock in ("clock", "cpu") for which in ("median", "min", "max")]
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--systems", nargs="+", choices=list(PAIRS), default=list(PAIRS), help="which (all)")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each (7)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="length of a turn, at least one step (1)")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks") / date.today().isoformat())
+    return parser.parse_args(arguments)
+
+
+def document_of(system: str) -> dict[str, Any]:
+    """The YAML of a system's cell."""
+    document: dict[str, Any] = yaml.safe_load((EXPERIMENTS / f"{PAIRS[system][0]}.yaml").read_text(encoding="utf-8"))
+    return document
+
+
+def turn(step: Step, batch: Any, steps: int) -> tuple[float, float]:
+    """Seconds of a step by the clock, and of the CPU."""
+    clock, cpu = time.perf_counter(), time.process_time()
+    for _ in range(steps):
+        step(batch)
+    return (time.perf_counter() - clock) / steps, (time.process_time() - cpu) / steps
+
+
+def measured(system: str, document: dict[str, Any], rounds: int, seconds: float) -> dict[str, Any]:
+    """The record of a system with the settings of a YAML."""
+    cell, *kinds = PAIRS[system]
+    method = method_of(document)
+    batch = batch_of(document)
+    pair = [kind(method, document) for kind in kinds]
+    first = turn(pair[0], batch, 1)[0]
+    once = min(max(turn(step, batch, 2)[0] for step in pair), seconds)
+    steps = max(1, round(seconds / once))
+    turns = [[turn(step, batch, steps) for step in pair] for _ in range(rounds)]
+    record: dict[str, Any] = {
+        "system": system, "cell": cell, "threads": torch.get_num_threads(), "rounds": rounds, "steps": steps,
+        "first_seconds": max(first - turns[0][0][0], 0.0),
+    }  # fmt: skip
+    for kind, clock in enumerate(("clock", "cpu")):
+        for place, who in enumerate(("mamllit", "plain")):
+            record[f"{who}_{clock}"] = statistics.median(each[place][kind] for each in turns)
+        ratios = [plain[kind] / own[kind] for own, plain in turns]
+        for which, value in (("median", statistics.median(ratios)), ("min", min(ratios)), ("max", max(ratios))):
+            record[f"{clock}_ratio_{which}"] = value
+    return record
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    asked = parse(arguments)
+    torch.set_num_threads(asked.threads)
+    keep_memory()
+    asked.out.mkdir(parents=True, exist_ok=True)
+    records = []
+    for system in asked.systems:
+        records.append(record := measured(system, document_of(system), asked.rounds, asked.seconds))
+        print(
+            f"{system}: mamllit {duration(record['mamllit_clock'])} a step ({duration(record['mamllit_cpu'])} of the CPU), "
+            f"the plain loop {record['clock_ratio_median']:.2f} times as long ({record['cpu_ratio_median']:.2f} of the CPU)",
+            flush=True,
+        )
+        with (asked.out / "plain_loops.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(records)
+    (asked.out / "facts.json").write_text(json.dumps(facts(), indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
