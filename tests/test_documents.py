@@ -49,6 +49,7 @@ ELSEWHERE = {  # commands that other tests run, or that need a cluster, an accou
     "python experiments/benchmarks/methods.py": "tests/benchmarks/test_costs.py",
     "python experiments/benchmarks/embedding.py": "tests/benchmarks/test_embedding.py",
     "python experiments/benchmarks/acting.py": "tests/benchmarks/test_acting.py",
+    "python experiments/benchmarks/plain_loops.py": "tests/benchmarks/test_plain_loops.py",
     "experiments/benchmarks/gpu.sh": "docs/speed.md",  # which says that GPUs were not measured
 }
 # a command with one of these is parsed, not executed
