@@ -138,3 +138,20 @@ def own_sets() -> str:
                 yield ["", row["way"], str(row["iterations"] or ""), *values, f"{row['seconds']['cpu']:.0f}"]
 
     return data.markdown(["set", "way", "iterations", "1-shot", "5-shot", "CPU seconds"], rows())
+
+
+def any_ways() -> str:
+    """Checkpoints at other numbers of classes than they were trained for, by experiments/any_ways.py."""
+
+    def rows() -> Iterator[list[str]]:
+        for path in sorted((data.RESULTS / "any_ways").glob("*.json")):
+            found = json.loads(path.read_text(encoding="utf-8"))
+            for row in found["rows"]:
+                values = [
+                    data.interval("accuracy", row["accuracy"][key]["mean"], row["accuracy"][key]["ci95"])
+                    for key in ("transductive", "inductive")
+                ]
+                chance = data.interval("accuracy", 1 / row["ways"], None)
+                yield [f"`{found['checkpoint']}`", str(row["ways"]), chance, *values, str(row["episodes"]), str(row["steps"])]
+
+    return data.markdown(["checkpoint", "ways", "chance", "transductive", "inductive", "episodes", "inner steps"], rows())
