@@ -25,13 +25,14 @@ step.
 from typing import ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import grad
 
-from mamllit.core.episode import Examples
-from mamllit.methods.base import Method
+from mamllit.core.episode import Episode, Examples
+from mamllit.methods.base import Method, Predictor
 from mamllit.methods.parts.checks import check_inner_loop
-from mamllit.methods.parts.features import class_means, cosines
+from mamllit.methods.parts.features import class_means
 from mamllit.objectives import Objective
 
 
@@ -89,8 +90,21 @@ class LinearProbe(Method):
     def adapt(self, support: Examples, steps: int | None = None) -> Tensor:
         return self.trajectory(support, self.inner_steps if steps is None else steps)[-1]
 
+    def curve(self, episode: Episode, steps: int, *predictors: Predictor) -> tuple[Tensor, ...]:
+        """The heads after 0, 1, ... steps as one state, so that the network sees each query image once, not once per step."""
+
+        def plain(state: Tensor, episode: Episode) -> Tensor:
+            return self.predict(state, episode.query.x)
+
+        heads = torch.stack(self.trajectory(episode.support, steps))
+        outputs = [predicted(heads, episode).unbind(1) for predicted in predictors or (plain,)]
+        return tuple(torch.stack([self.objective.metric(each, episode.query.y) for each in output]) for output in outputs)
+
     def predict(self, state: Tensor, x: Tensor) -> Tensor:
+        """Of a head [N, D] for x [n, ...], [n, N]; of several [S, N, D], [n, S, N]."""
         return self._logits(state, self.backbone(x).flatten(1))
 
     def _logits(self, weight: Tensor, features: Tensor) -> Tensor:
-        return self.scale * cosines(features, weight) if self.head == "cosine" else features @ weight.mT
+        if self.head == "cosine":
+            weight, features = F.normalize(weight, dim=-1), self.scale * F.normalize(features, dim=-1)
+        return torch.einsum("nd,...cd->n...c", features, weight)

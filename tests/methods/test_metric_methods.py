@@ -316,6 +316,20 @@ def test_a_probe_trains_the_head_alone(head: Any, episode: Episode) -> None:
     torch.testing.assert_close(method.adapt(episode.support), weight)
 
 
+@pytest.mark.parametrize("head", ["linear", "cosine"])
+def test_a_probe_reports_every_step_from_one_pass_over_the_query(head: Any, episode: Episode) -> None:
+    backbone, passes = net(), []
+    method = LinearProbe(backbone, ACCURACY, 0.5, 3, head)
+    (expected,) = Method.curve(method, episode, 3)
+    backbone.register_forward_hook(lambda module, x, y: passes.append(len(x[0])))
+    (found,) = method.curve(episode, 3)
+    torch.testing.assert_close(found, expected)
+    assert passes == [len(episode.support.y), len(episode.query.y)]
+    batch = Episode(*(Examples(part.x[None], part.y[None], part.ways) for part in episode))
+    for both in (evaluate(method, batch, 3), evaluate(method, batch, 3, inductive=True)):  # no norm: the same
+        torch.testing.assert_close(both, expected[None])
+
+
 def test_a_cosine_probe_begins_as_the_nearest_mean(episode: Episode) -> None:
     probe, mean = LinearProbe(net(), ACCURACY, 0.5, 3, "cosine"), PrototypicalNetworks(net(), ACCURACY, "cosine", 10.0)
     begun = probe.predict(probe.adapt(episode.support, 0), episode.query.x)
