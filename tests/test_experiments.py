@@ -145,7 +145,7 @@ def test_published_values_stand_beside_sets_that_are_measured() -> None:
     for path in MEASURED:
         read_once = parsed(path)
         sets = {evaluation.name for evaluation in read_once.data.evaluation_sets("test")}
-        sets |= {f"{name}/inductive" for name in sets}
+        sets |= {f"{name}/{reading}" for name in sets for reading in ("inductive", "population")}
         published = read_once.config.results.published or {}
         steps = {steps for values in published.values() for steps in values}
         if not set(published) <= sets or not steps <= set(range(read_once.model.eval_steps + 1)):

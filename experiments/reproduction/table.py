@@ -71,7 +71,7 @@ def _rows(cell: Cell, path: Path) -> Iterator[Row]:
     values = _per_episode(path.parent / "episodes.csv", result["metric"])
     training = record["training"]
     for name, entry in result["results"].items():
-        if entry["split"] != "test" or entry["batch_norm"] == "inductive":
+        if entry["split"] != "test" or entry["batch_norm"] in ("inductive", "population"):
             continue
         other = result["results"].get(f"{name}/inductive")
         for steps in (step for step in cell.inner_steps if step < len(entry["mean"])):

@@ -77,6 +77,10 @@ def begun() -> str:
     return markdown(header, rows())
 
 
+# sets of a test that are shown, in the reading of the paper or by the statistics of meta-train images
+SHOWN = r"(paper|standard|within_alphabet|across_alphabets)(\[\d+\])?(/\d+-shot)?(\[\d+\])?(/population)?"
+
+
 def _has(cell: Cell, step: int) -> bool:
     return all(step < len(e["mean"]) and e["mean"][step] is not None for e in cell.first["results"].values())
 
@@ -98,18 +102,20 @@ def images() -> str:
         for cell in filter(None, (cell.finished for cell in cells())):
             if cell.first["metric"] != "accuracy" or cell.streamed or cell.name.startswith("own_"):  # those in `templates`
                 continue
-            plain = [n for n in cell.first["results"] if re.fullmatch(r"(paper|standard)(/\d+-shot)?(\[\d+\])?", n)]
-            for name in sorted(plain, key=lambda n: n.startswith("standard")):
-                shown = (0,) if cell.report_step == 0 else (1, cell.report_step)
-                for step in dict.fromkeys(shown):
-                    values, ci95 = cell.published.get(name, {}), cell.published_ci95.get(name, {})
+            shown = [n for n in cell.first["results"] if re.fullmatch(SHOWN, n)]
+            for name in sorted(shown, key=lambda n: n.startswith("standard")):
+                steps = (0,) if cell.report_step == 0 else (1, cell.report_step)
+                alone = name.endswith("/population")  # each image by itself, as in an inductive reading
+                for step in dict.fromkeys(steps):
+                    asked = re.sub(r"\[\d+\]|/population", "", name)
+                    values, ci95 = cell.published.get(asked, {}), cell.published_ci95.get(asked, {})
                     yield [
                         f"`{cell.name}`" + f", {name.partition('/')[2]}" * ("/" in name),
                         ", ".join(map(str, cell.seeds)),
                         episodes(cell.first["results"][name], "accuracy"),
                         str(step),
-                        measured(cell, name, step),
-                        measured(cell, f"{name}/inductive", step),
+                        "" if alone else measured(cell, name, step),
+                        measured(cell, name if alone else f"{name}/inductive", step),
                         interval("accuracy", values.get(step), ci95.get(step)),
                         str(cell.first["commit"])[:7],
                     ]

@@ -22,9 +22,9 @@ def norm_relu(x: Tensor, norm: nn.Module, bias: Tensor, pool: bool) -> Tensor:
     """relu(norm(x + bias)), where `pool` followed by 2x2 max-pooling.
 
     The norm takes `bias` [C] away again, so that only its gradient of zero is left of it. Norms of another kind, and those
-    that take their statistics from some of the examples, run as they are.
+    whose statistics are not those of the whole batch, run as they are.
     """
-    if type(norm) is not BatchStatNorm or norm.statistics_rows is not None:
+    if type(norm) is not BatchStatNorm or not norm.by_batch:
         z = torch.relu(norm(x + bias.view(-1, 1, 1)))
         return F.max_pool2d(z, 2) if pool else z
     x = (wide(x) if torch.is_autocast_enabled(x.device.type) else x).permute(0, 2, 3, 1)

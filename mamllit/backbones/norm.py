@@ -1,5 +1,6 @@
 """Batch norm as the MAML authors ran it: always the statistics of the batch at hand, and a learned shift only.
-By default a batch is normalised by all of itself, as in the paper; see `mamllit.backbones.first_rows` for the other reading.
+By default a batch is normalised by all of itself, as in the paper; see `mamllit.backbones.first_rows` and
+`mamllit.backbones.population` for the other readings.
 """
 
 import torch
@@ -28,6 +29,8 @@ class BatchStatNorm(nn.Module):
     """
 
     statistics_rows: int | None = None  # take the statistics from the first so many examples; see `first_rows`
+    statistics: tuple[Tensor, Tensor] | None = None  # mean and variance [channels] to use; see `population`
+    measured: list[tuple[Tensor, Tensor]] | None = None  # where a list: mean and variance of each batch are put there
 
     def __init__(self, channels: int, eps: float = 1e-3, scale: bool = False) -> None:
         super().__init__()
@@ -35,12 +38,25 @@ class BatchStatNorm(nn.Module):
         self.beta = nn.Parameter(torch.zeros(channels))
         self.gamma = nn.Parameter(torch.ones(channels)) if scale else None
 
+    @property
+    def by_batch(self) -> bool:
+        """Whether a batch is normalised by all of itself, and nothing is asked for beside."""
+        return self.statistics_rows is None and self.statistics is None and self.measured is None
+
     def forward(self, x: Tensor) -> Tensor:
         x = wide(x) if torch.is_autocast_enabled(x.device.type) else x
+        if self.statistics is not None:
+            shape = [1, -1] + [1] * (x.dim() - 2)
+            return self._placed(x, *(value.to(x).view(shape) for value in self.statistics))
         counted = x if self.statistics_rows is None else first_rows(x, self.statistics_rows)
         others = [0, *range(2, x.dim())]
         mean = counted.mean(others, keepdim=True)
         variance = counted.var(others, correction=0, keepdim=True)
+        if self.measured is not None:
+            self.measured.append((mean.flatten(), variance.flatten()))
+        return self._placed(x, mean, variance)
+
+    def _placed(self, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
         z = (x - mean) * torch.rsqrt(variance + self.eps)
         if self.gamma is not None:
             z = z * self.gamma.view(mean.shape)

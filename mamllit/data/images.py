@@ -1,7 +1,7 @@
 """Episodes of images: the pools of uint8 images lie on the device, and an episode is a gather from them."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -223,6 +223,21 @@ class ImageDataModule(EpisodicDataModule):
 
     def on_after_batch_transfer(self, batch: ImageDraw | PlainDraw, dataloader_idx: int) -> EpisodeBatch | PlainBatch:  # type: ignore[override]
         return self.build_plain(batch) if isinstance(batch, PlainDraw) else self.build(batch)
+
+    def population(self, batches: int = 8, size: int = 128) -> Iterator[Tensor]:
+        """Batches of meta-train images [size, C, H, W], as an episode has them, for the statistics of norms.
+
+        The same ones in every test: a permutation by `eval_seed` is cut up; with `rotate` each image is turned at random.
+        """
+        pool = self._images("train", torch.device("cpu"))
+        random = torch.Generator().manual_seed(self.eval_seed)
+        order = torch.randperm(len(pool), generator=random)
+        for chosen in order[: batches * size].split(size):
+            images = pool[chosen]
+            if self.rotate:
+                turns = torch.randint(4, (len(images), 1), generator=random)
+                images = rotate(images[:, None, None], turns)[:, 0, 0]
+            yield images.float().div_(255)
 
     def build(self, drawn: ImageDraw) -> EpisodeBatch:
         pool, shots = self._images(SPLITS[int(drawn.split)], drawn.image.device), int(drawn.shots)

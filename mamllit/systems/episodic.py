@@ -14,17 +14,18 @@ from lightning.pytorch.trainer.states import TrainerFn
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mamllit.core.episode import EpisodeBatch
+from mamllit.backbones.population import normalised_by_population
+from mamllit.core.episode import Episode, EpisodeBatch
 from mamllit.core.metrics import EpisodeMetric, Summary
 from mamllit.core.tree import item, tree_map
 from mamllit.data import EpisodicDataModule, EvaluationSet, ImageDataModule
 from mamllit.data.images import weights_meet
 from mamllit.engine.company import company
 from mamllit.engine.cpu import prepare
-from mamllit.engine.evaluation import BATCH_NORMS, BatchNorm, readings
+from mamllit.engine.evaluation import BATCH_NORMS, readings
 from mamllit.engine.meta_gradient import Execution
 from mamllit.methods import Method
-from mamllit.systems.reading import Reading, readings_of
+from mamllit.systems.reading import NORMALISATIONS, Normalisation, Reading, readings_of
 from mamllit.systems.resuming import check_resumable, obey, optimizer_settings, resumed_settings, schedule_settings
 
 
@@ -41,8 +42,9 @@ class EpisodicSystem(L.LightningModule):
         report_step: the number of steps whose value is the headline (`val/<metric>`, progress bar, model selection).
         log_every: steps between two logged training values; logging each step would cost more than a sine step.
         diverged_above: an evaluation value above this counts as a diverged episode (regression).
-        batch_norm: which statistics normalise the query images in a test, see `mamllit.engine.evaluation`; without batch norm
-            there is one reading. Validation is transductive, as meta-training is.
+        batch_norm: which statistics normalise the query images in a test, see `mamllit.engine.evaluation`; "population": those
+            of the meta-train images, for support and query, see `mamllit.backbones.population`. Without batch norm there is one
+            reading. Validation is transductive, as meta-training is.
         execution: how the episodes of a batch run: "auto", "vmap", "loop", or a chunk size (see `mamllit.engine`).
 
     After an evaluation, `readings` lists what was measured, and `summaries`, `per_episode` and `measured_at` (the step of the
@@ -68,7 +70,7 @@ class EpisodicSystem(L.LightningModule):
         report_step: int = 1,
         log_every: int = 50,
         diverged_above: float | None = None,
-        batch_norm: Sequence[BatchNorm] = BATCH_NORMS,
+        batch_norm: Sequence[Normalisation] = BATCH_NORMS,
         execution: Execution = "auto",
     ) -> None:
         super().__init__()
@@ -76,8 +78,8 @@ class EpisodicSystem(L.LightningModule):
             raise ValueError(f"report_step is {report_step}; it must lie between 0 and eval_steps, which is {eval_steps}")
         if log_every < 1:
             raise ValueError(f"log_every is {log_every}; it must be >= 1")
-        if not batch_norm or len(set(batch_norm)) < len(batch_norm) or set(batch_norm) - set(BATCH_NORMS):
-            raise ValueError(f"batch_norm is {list(batch_norm)}; it must be one or both of {list(BATCH_NORMS)}, each once")
+        if not batch_norm or len(set(batch_norm)) < len(batch_norm) or set(batch_norm) - set(NORMALISATIONS):
+            raise ValueError(f"batch_norm is {list(batch_norm)}; it must be some of {list(NORMALISATIONS)}, each once")
         self.method = method
         self.eval_steps, self.report_step, self.log_every = eval_steps, report_step, log_every
         self.diverged_above, self.batch_norm, self.execution = diverged_above, tuple(batch_norm), execution
@@ -93,6 +95,7 @@ class EpisodicSystem(L.LightningModule):
         self.skipped_steps = 0  # updates that were left out, see `MetaLearner`
         self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
         self._metrics: dict[str, EpisodeMetric] = {}
+        self._by_population: list[Method] = []  # the method by the meta-train images' statistics; a list: it is no part of this
 
     @property
     def data(self) -> object:
@@ -228,9 +231,11 @@ class EpisodicSystem(L.LightningModule):
         return self.method.transductive if found is None else found.kind != "none"
 
     def _find_company(self, data: EpisodicDataModule) -> None:
+        company(self.method, self._first_episode(data))
+
+    def _first_episode(self, data: EpisodicDataModule) -> Episode:
         (first,) = data.evaluation_sets("val")[:1]
-        batch = data.episodes(first, 0, 1).episodes
-        company(self.method, tree_map(lambda tensor: tensor.to(self.device), item(batch, 0)))
+        return tree_map(lambda tensor: tensor.to(self.device), item(data.episodes(first, 0, 1).episodes, 0))
 
     def _start_evaluation(self, split: Literal["val", "test"]) -> None:
         data = self.data
@@ -243,17 +248,40 @@ class EpisodicSystem(L.LightningModule):
         if self.trainer.state.fn != TrainerFn.FITTING and self.trainer.global_step == 0:  # no fit in this process: log at the
             self._log_at(self.trained_steps)  # step of the checkpoint, not at 0
         self.evaluation_sets = data.evaluation_sets(split)
-        asked = self.batch_norm if split == "test" else BATCH_NORMS[:1]
+        asked: Sequence[Normalisation] = self.batch_norm if split == "test" else BATCH_NORMS[:1]
         self._find_company(data)
+        self._by_population = [self._measured(data)] if "population" in asked and self.transductive else []
         self.readings = readings_of(self.evaluation_sets, asked if self.transductive else (None,))
         self._metrics = {reading.name: EpisodeMetric(self.diverged_above).to(self.device) for reading in self.readings}
 
     def _evaluate(self, batch: EpisodeBatch, dataloader_idx: int) -> None:
         evaluation = self.evaluation_sets[dataloader_idx]
         own = [reading for reading in self.readings if reading.evaluation == evaluation]
-        values = readings(self.method, batch.episodes, self.eval_steps, [reading.way for reading in own], self.execution)
+        ways = [reading.way for reading in own if reading.batch_norm != "population"]
+        values: dict[Normalisation, Tensor] = {}
+        if ways:
+            values.update(readings(self.method, batch.episodes, self.eval_steps, ways, self.execution).items())
+        for method in self._by_population:
+            only = readings(method, batch.episodes, self.eval_steps, BATCH_NORMS[:1], self.execution)
+            values["population"] = only["transductive"]
         for reading in own:
-            self._metrics[reading.name].update(batch.number, values[reading.way])
+            self._metrics[reading.name].update(batch.number, values[reading.batch_norm or reading.way])
+
+    def _measured(self, data: EpisodicDataModule) -> Method:
+        """The method with a norm by the statistics of meta-train images."""
+        if not isinstance(data, ImageDataModule):
+            raise ValueError(
+                f"'population' in batch_norm needs meta-train images, and {type(data).__name__} has none; leave it out"
+            )
+        images = (batch.to(self.device) for batch in data.population())
+        method = normalised_by_population(self.method, "backbone", images)
+        found = company(method, self._first_episode(data))
+        if found is not None and found.kind != "none":
+            raise ValueError(
+                "by the statistics of meta-train images a prediction still depends on the other images: the network has norms "
+                "of another kind than mamllit.backbones.BatchStatNorm; leave 'population' out of batch_norm"
+            )
+        return method
 
     def _log_at(self, step: int) -> None:
         """Let the loggers place the next values at this step."""

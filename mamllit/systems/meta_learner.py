@@ -10,7 +10,7 @@ from torch import Tensor
 from mamllit.core.episode import EpisodeBatch
 from mamllit.data import EpisodicDataModule
 from mamllit.engine.compiling import should_compile
-from mamllit.engine.evaluation import BATCH_NORMS, BatchNorm
+from mamllit.engine.evaluation import BATCH_NORMS
 from mamllit.engine.meta_gradient import Execution, MetaGradient
 from mamllit.engine.plain import mean_meta_loss
 from mamllit.engine.stages import Memory
@@ -19,6 +19,7 @@ from mamllit.systems.episodic import EpisodicSystem
 from mamllit.systems.groups import parameter_groups
 from mamllit.systems.guard import NonFinite, finite, not_finite, roll_back
 from mamllit.systems.handover import with_gradient
+from mamllit.systems.reading import Normalisation
 
 
 class MetaLearner(EpisodicSystem):
@@ -63,7 +64,7 @@ class MetaLearner(EpisodicSystem):
         log_every: int = 50,
         non_finite: NonFinite = "stop",
         diverged_above: float | None = None,
-        batch_norm: Sequence[BatchNorm] = BATCH_NORMS,
+        batch_norm: Sequence[Normalisation] = BATCH_NORMS,
     ) -> None:
         super().__init__(
             method, optimizer, lr_scheduler, eval_steps=eval_steps, report_step=report_step, log_every=log_every,

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from mamllit.backbones.heads import CosineHead
 from mamllit.data import EpisodicDataModule, PlainBatch
 from mamllit.data.images import ImageDataModule
-from mamllit.engine.evaluation import BATCH_NORMS, BatchNorm
+from mamllit.engine.evaluation import BATCH_NORMS
 from mamllit.methods import PrototypicalNetworks
 from mamllit.objectives import Classification
 from mamllit.systems.episodic import EpisodicSystem
+from mamllit.systems.reading import Normalisation
 
 
 class PreTrainer(EpisodicSystem):
@@ -53,7 +54,7 @@ class PreTrainer(EpisodicSystem):
         optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=1e-3),
         lr_scheduler: LRSchedulerCallable | None = None,
         log_every: int = 50,
-        batch_norm: Sequence[BatchNorm] = BATCH_NORMS,
+        batch_norm: Sequence[Normalisation] = BATCH_NORMS,
     ) -> None:
         reading = PrototypicalNetworks(backbone, Classification(), distance="cosine")
         super().__init__(

@@ -267,9 +267,12 @@ def test_a_backbone_that_does_not_tell_its_outputs_is_not_checked() -> None:
         ({"report_step": 4, "eval_steps": 3}, r"report_step is 4; it must lie between 0 and eval_steps, which is 3"),
         ({"report_step": -1}, r"report_step is -1; it must lie between 0 and eval_steps, which is 10"),
         ({"log_every": 0}, r"log_every is 0; it must be >= 1"),
-        ({"batch_norm": []}, r"batch_norm is \[\]; it must be one or both of \['transductive', 'inductive'\], each once"),
-        ({"batch_norm": ["none"]}, r"batch_norm is \['none'\]; it must be one or both of"),
-        ({"batch_norm": ["inductive"] * 2}, r"batch_norm is \['inductive', 'inductive'\]; it must be one or both of"),
+        (
+            {"batch_norm": []},
+            r"batch_norm is \[\]; it must be some of \['transductive', 'inductive', 'population'\], each once",
+        ),
+        ({"batch_norm": ["none"]}, r"batch_norm is \['none'\]; it must be some of"),
+        ({"batch_norm": ["inductive"] * 2}, r"batch_norm is \['inductive', 'inductive'\]; it must be some of"),
         (
             {"execution": "plain", "compile": True},
             r"execution is 'plain', but compile is True .*execution: loop",
