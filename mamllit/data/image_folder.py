@@ -4,17 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
-import numpy as np
-import torch
-
-from mamllit.core.episode import Episode, EpisodeBatch, Examples
-from mamllit.core.philox import SPLITS
 from mamllit.data.episodic import Protocol, TestEpisodes
-from mamllit.data.images import ImageDataModule, ImageDraw
-from mamllit.data.plain import AUGMENTATION, PlainBatches, augment
+from mamllit.data.images import ImageDataModule
+from mamllit.data.plain import PlainBatches
 from mamllit.data.pool import ClassPool
 from mamllit.data.preparation import Preparation
-from mamllit.data.sampler import uniform
 from mamllit.data.sources.image_folder import load_image_folder, refuse_small
 
 
@@ -44,8 +38,7 @@ class ImageFolderDataModule(ImageDataModule):
         invert: make black 1 and white 0. "ink" does so for drawings that are dark on light, so that ink is 1 whichever way they
             are drawn, and paper 0 as the padding of a convolution. "auto" does so, and says it, only where weights meet the
             images that know ink as 1, such as Omniglot's.
-        crop, flip: of the images in meta-training: cut each out of a border of so many zeros at random, and turn half of them
-            left to right, as in `PlainBatches`. For photographs; letters are others when mirrored.
+        crop, flip: of the images in meta-training; see `ImageDataModule`.
         seed, eval_seed, protocols, val_episodes, test_episodes, eval_batch_size, num_workers, standard_queries: see
             `EpisodicDataModule`.
 
@@ -93,15 +86,14 @@ class ImageFolderDataModule(ImageDataModule):
             ways=ways, shots=shots, queries=queries, meta_batch_size=meta_batch_size, rotate=False,
             standard_queries=standard_queries, seed=seed, eval_seed=eval_seed, protocols=protocols,
             val_episodes=val_episodes, test_episodes=test_episodes, eval_batch_size=eval_batch_size, num_workers=num_workers,
-            plain=plain, test_shots=test_shots, train_ways=train_ways,
+            plain=plain, test_shots=test_shots, train_ways=train_ways, crop=crop, flip=flip,
         )  # fmt: skip
         if channels not in (1, 3):
             raise ValueError(f"channels is {channels}; it must be 1 (grey) or 3 (RGB)")
         if invert not in (True, False, "auto", "ink"):
             raise ValueError(f"invert is {invert!r}; it must be true, false, 'auto' or 'ink'")
-        for name, value, low in (("image_size", image_size, 1), ("crop", crop, 0)):
-            if value < low:
-                raise ValueError(f"{name} is {value}; it must be >= {low}")
+        if image_size < 1:
+            raise ValueError(f"image_size is {image_size}; it must be >= 1")
         given = {"train": train_classes, "val": val_classes, "test": test_classes}
         lists = {split: names for split, names in given.items() if names is not None}
         if len(lists) not in (0, 3):
@@ -111,7 +103,6 @@ class ImageFolderDataModule(ImageDataModule):
         self.root, self.image_size, self.channels, self.cache_dir = root, image_size, channels, cache_dir
         self.split_ratios, self.split_seed, self.lists = tuple(split_ratios), split_seed, lists or None
         self.invert, self.inverted = invert, invert is True
-        self.crop, self.flip = crop, flip
 
     references: ClassVar[bool] = True
 
@@ -127,20 +118,6 @@ class ImageFolderDataModule(ImageDataModule):
         )
         refuse_small(pools, self.ways, self._images_per_class())
         return pools
-
-    def build(self, drawn: ImageDraw) -> EpisodeBatch:
-        batch = super().build(drawn)
-        if SPLITS[int(drawn.split)] != "train" or not (self.crop or self.flip):
-            return batch
-        support, query = batch.episodes
-        x = torch.cat([support.x, query.x], 1)  # [T, images, C, S, S]
-        rows = [uniform(self.seed, "train", i, 1, 3 * x.shape[1], stream=AUGMENTATION) for i in batch.number.tolist()]
-        chance = torch.from_numpy(np.concatenate(rows)).reshape(-1, 3).to(x.device)
-        window, flip = (chance[:, :2] * (2 * self.crop + 1)).long(), chance[:, 2] < (0.5 if self.flip else 0.0)
-        x = augment(x.flatten(0, 1), window, flip, self.crop).unflatten(0, x.shape[:2])
-        shots = support.x.shape[1]
-        parts = (Examples(x[:, :shots], support.y, support.ways), Examples(x[:, shots:], query.y, query.ways))
-        return EpisodeBatch(batch.number, Episode(*parts))
 
     def _images_per_class(self) -> dict[str, tuple[int, str]]:
         """What the largest episode of each split takes, and in words."""

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -12,10 +13,10 @@ from torch.utils.data import DataLoader
 from mamllit.core.episode import Episode, EpisodeBatch, Examples
 from mamllit.core.philox import SPLITS
 from mamllit.data.episodic import EpisodicDataModule, Evaluation, Protocol, TestEpisodes
-from mamllit.data.plain import PlainBatch, PlainBatches, PlainDraw, augment, classes_of, draw_plain
+from mamllit.data.plain import AUGMENTATION, PlainBatch, PlainBatches, PlainDraw, augment, classes_of, draw_plain
 from mamllit.data.pool import ClassPool
 from mamllit.data.preparation import Preparation, border, preparation_of
-from mamllit.data.sampler import draw_image_episodes
+from mamllit.data.sampler import draw_image_episodes, uniform
 from mamllit.data.sources.prepare import say_once
 
 
@@ -53,10 +54,12 @@ class ImageDataModule(EpisodicDataModule):
         rotate: turn each class of each episode by a random multiple of 90 degrees, in every split (the paper's Omniglot).
         plain: train on plain batches of labelled images, not on episodes (for `mamllit.systems.PreTrainer`).
         test_shots: test with each of these numbers of shots; by default with `shots` alone.
+        crop, flip: of the images in meta-training: cut each out of a border of so many zeros at random, and turn half of them
+            left to right, as in `PlainBatches`. For photographs; letters are others when mirrored.
         (the others): see `EpisodicDataModule`.
 
     Raises:
-        ValueError: for fewer than two ways; at `setup`, when a split is too small for the episodes asked for.
+        ValueError: for fewer than two ways, a negative crop; at `setup`, when a split is too small for the episodes asked for.
     """
 
     def __init__(
@@ -77,6 +80,8 @@ class ImageDataModule(EpisodicDataModule):
         plain: PlainBatches | None = None,
         test_shots: Sequence[int] | None = None,
         train_ways: int | None = None,
+        crop: int = 0,
+        flip: bool = False,
     ) -> None:
         evaluation = Evaluation(
             standard_queries=standard_queries, eval_seed=eval_seed, protocols=protocols, val_episodes=val_episodes,
@@ -88,7 +93,9 @@ class ImageDataModule(EpisodicDataModule):
                 raise ValueError(f"{name} is {number}; an episode needs at least 2 classes")
         if test_shots is not None and (not test_shots or min(test_shots) < 1 or len(set(test_shots)) < len(test_shots)):
             raise ValueError(f"test_shots is {list(test_shots)}; name numbers of shots >= 1, each once")
-        self.ways, self.rotate, self.plain = ways, rotate, plain
+        if crop < 0:
+            raise ValueError(f"crop is {crop}; it must be >= 0")
+        self.ways, self.rotate, self.plain, self.crop, self.flip = ways, rotate, plain, crop, flip
         self.train_ways = ways if train_ways is None else train_ways
         self._test_shots = (shots,) if test_shots is None else tuple(test_shots)
         self.pools: dict[str, ClassPool] = {}
@@ -252,7 +259,21 @@ class ImageDataModule(EpisodicDataModule):
             x = images[:, :, start:stop].to(torch.float32, memory_format=torch.contiguous_format).div_(255)
             return Examples(x.flatten(1, 2), labels[:, :, start:stop].flatten(1, 2), ways)
 
-        return EpisodeBatch(drawn.number, Episode(part(0, shots), part(shots, per_class)))
+        episodes = Episode(part(0, shots), part(shots, per_class))
+        if SPLITS[int(drawn.split)] == "train" and (self.crop or self.flip):
+            episodes = self._augmented(drawn.number, episodes)
+        return EpisodeBatch(drawn.number, episodes)
+
+    def _augmented(self, number: Tensor, episodes: Episode) -> Episode:
+        """Every image cut and turned by itself, as the seed and the episode's number say."""
+        support, query = episodes
+        x = torch.cat([support.x, query.x], 1)  # [T, images, C, S, S]
+        rows = [uniform(self.seed, "train", i, 1, 3 * x.shape[1], stream=AUGMENTATION) for i in number.tolist()]
+        chance = torch.from_numpy(np.concatenate(rows)).reshape(-1, 3).to(x.device)
+        window, flip = (chance[:, :2] * (2 * self.crop + 1)).long(), chance[:, 2] < (0.5 if self.flip else 0.0)
+        x = augment(x.flatten(0, 1), window, flip, self.crop).unflatten(0, x.shape[:2])
+        shots = support.x.shape[1]
+        return Episode(Examples(x[:, :shots], support.y, support.ways), Examples(x[:, shots:], query.y, query.ways))
 
     def _images(self, split: str, device: torch.device) -> Tensor:
         key = (split, device, self.inverted)

@@ -11,7 +11,7 @@ from mamllit.data.sources.mini_imagenet import load_mini_imagenet
 
 
 class MiniImagenetDataModule(ImageDataModule):
-    """mini-ImageNet episodes after the MAML paper: 84x84 RGB in [0, 1], not normalised, not augmented.
+    """mini-ImageNet episodes after the MAML paper: 84x84 RGB in [0, 1], not normalised, by default not augmented.
 
     Under the "paper" protocol a test episode has K query images per class, as in the paper's code.
 
@@ -27,6 +27,7 @@ class MiniImagenetDataModule(ImageDataModule):
         cache_dir: folder of the decoded images (1.3 GB); by default `.mamllit-cache` in `root`.
         train_ways: classes per episode in meta-training (prototypical networks take more); None for `ways`.
         test_shots: test with each of these numbers of shots; by default with `shots` alone.
+        crop, flip: of the images in meta-training; see `ImageDataModule`.
         plain: train on plain batches (see `PlainBatches`), for `mamllit.systems.PreTrainer`.
         seed, eval_seed, protocols, val_episodes, test_episodes, eval_batch_size, num_workers, standard_queries: see
             `EpisodicDataModule`.
@@ -61,12 +62,14 @@ class MiniImagenetDataModule(ImageDataModule):
         test_shots: Sequence[int] | None = None,
         plain: PlainBatches | None = None,
         train_ways: int | None = None,
+        crop: int = 0,
+        flip: bool = False,
     ) -> None:
         super().__init__(
             ways=ways, shots=shots, queries=queries, meta_batch_size=meta_batch_size, rotate=False,
             standard_queries=standard_queries, seed=seed, eval_seed=eval_seed, protocols=protocols,
             val_episodes=val_episodes, test_episodes=test_episodes, eval_batch_size=eval_batch_size, num_workers=num_workers,
-            plain=plain, test_shots=test_shots, train_ways=train_ways,
+            plain=plain, test_shots=test_shots, train_ways=train_ways, crop=crop, flip=flip,
         )  # fmt: skip
         self.root, self.image_size, self.download, self.cache_dir = root, image_size, download, cache_dir
 

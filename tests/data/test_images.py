@@ -15,6 +15,7 @@ from mamllit.core.episode import EpisodeBatch
 from mamllit.core.tree import flatten
 from mamllit.data.episodic import EpisodicDataModule
 from mamllit.data.images import ImageDataModule, rotate
+from mamllit.data.mini_imagenet import MiniImagenetDataModule
 from mamllit.data.pool import ClassPool
 from mamllit.data.regression.sine import SineDataModule
 
@@ -163,6 +164,17 @@ def test_every_image_of_a_class_is_turned_alike_in_every_split(split: str) -> No
             for part, original in zip(turned, straight, strict=True):
                 mine = part.y[t] == n
                 assert torch.equal(part.x[t][mine], torch.rot90(original.x[t][mine], turns, (-2, -1)))
+
+
+def test_a_crop_is_the_same_whatever_else_is_in_the_batch_and_mini_imagenet_has_it_too() -> None:
+    photographs = MiniImagenetDataModule("images", ways=3, shots=2, queries=2, image_size=SIDE, crop=1, flip=True, seed=4)
+    photographs.pools = {split: make_pool(split) for split in COUNTS}
+    whole = photographs.build(photographs.draw(4, "train", 2, 2, 0, 6)).episodes
+    alone = photographs.build(photographs.draw(4, "train", 2, 2, 5, 1)).episodes
+    assert torch.equal(whole.support.x[5:], alone.support.x) and torch.equal(whole.query.x[5:], alone.query.x)
+    assert (whole.support.x[:, :, :2].flatten(3) == 0).any(-1).float().mean() > 0.3, "borders of zeros"
+    with pytest.raises(ValueError, match=r"crop is -1; it must be >= 0"):
+        MiniImagenetDataModule("images", crop=-1)
 
 
 def test_the_pools_are_loaded_once() -> None:
