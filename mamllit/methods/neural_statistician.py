@@ -142,9 +142,13 @@ class NeuralStatistician(Method):
         mean = (F.elu(self.before(features)) * kept[..., None]).sum(-2) / number
         return self.after(torch.cat([mean, number], -1))
 
+    def encoded(self, sets: Tensor) -> Tensor:
+        """The features [N, n, D] of sets of images [N, n, C, H, W]."""
+        return self.backbone(sets.flatten(0, 1)).unflatten(0, sets.shape[:2])
+
     def gather(self, sets: Tensor) -> Gaussian:
         """q(c | D) of sets of images [N, n, C, H, W], all of them counted."""
-        features = self.backbone(sets.flatten(0, 1)).unflatten(0, sets.shape[:2])
+        features = self.encoded(sets)
         return self.pool(features, torch.ones_like(features[..., 0]))
 
     # ---- the verbs -----------------------------------------------------------------------------------------------------
@@ -156,20 +160,27 @@ class NeuralStatistician(Method):
         features = self.backbone(torch.cat([state.x, x]).round())
         member = F.one_hot(state.y, state.ways).to(features.dtype).mT  # [N, n]
         classes = self.pool(features[: len(state.x)].expand(state.ways, -1, -1), member)
-        queries = self.pool(features[len(state.x) :, None], torch.ones_like(features[len(state.x) :, :1]))
-        return -kl(Gaussian(*(value[None] for value in classes)), Gaussian(*(value[:, None] for value in queries)))
+        return self.logits(classes, features[len(state.x) :])
+
+    def logits(self, classes: Gaussian, queries: Tensor) -> Tensor:
+        """-KL(N_i || N_x), [n, N], of the posteriors N_i of N sets, for queries with features [n, D]."""
+        alone = self.pool(queries[:, None], torch.ones_like(queries[:, :1]))
+        return -kl(Gaussian(*(value[None] for value in classes)), Gaussian(*(value[:, None] for value in alone)))
 
     def meta_loss(self, episode: Episode) -> tuple[Tensor, dict[str, Tensor]]:
-        """Minus the bound per image, the mean over the N sets of an episode; its log has the terms."""
+        """Minus the bound per image, the mean over the N sets of an episode; its log has the terms, and the metric of the query
+        as it is drawn here."""
         key, ways = episode_key(episode.support), episode.ways
         parts = [examples.x[examples.y.argsort(stable=True)].unflatten(0, (ways, -1)) for examples in episode]
         sets = self.drawn(torch.cat(parts, 1), key)
-        reconstruction, of_codes, of_context = self.bound(sets, key)
+        features = self.encoded(sets)
+        reconstruction, of_codes, of_context = self.bound(sets, features, key)
         loss = (of_codes + of_context - reconstruction).mean()
         with torch.no_grad():
-            output = self.predict(episode.support, episode.query.x)
+            support, query = features.split([part.shape[1] for part in parts], 1)
+            output = self.logits(self.pool(support, torch.ones_like(support[..., 0])), query.flatten(0, 1))
         logs = {
-            self.objective.metric_name: self.objective.metric(output, episode.query.y),
+            self.objective.metric_name: self.objective.metric(output, episode.query.y.sort(stable=True).values),
             "reconstruction": reconstruction.detach().mean(),
             "kl_codes": of_codes.detach().mean(),
             "kl_context": of_context.detach().mean(),
@@ -183,9 +194,10 @@ class NeuralStatistician(Method):
         sets = torch.where(thick[..., None, None, None], thicker, sets)
         return (uniform(key, 1, sets.shape, sets) < sets).to(sets.dtype)
 
-    def bound(self, sets: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The terms of the bound of sets [N, n, C, H, W], per image, each [N]: log p(x | z, c), and the KLs of z and of c."""
-        (ways, size), features = sets.shape[:2], self.backbone(sets.flatten(0, 1)).unflatten(0, sets.shape[:2])
+    def bound(self, sets: Tensor, features: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The terms of the bound of sets [N, n, C, H, W] with their `features` [N, n, D], per image, each [N]: log p(x | z, c),
+        and the KLs of z and of c."""
+        ways, size = sets.shape[:2]
         kept = (uniform(key, 2, (ways, size), sets) < self.keep) | (torch.arange(size, device=sets.device) == 0)
         context = self.pool(features, kept.to(features.dtype))
         c = context.sample(normal(key, 3, (ways, self.context), features))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mamllit.backbones import MLP, StatisticianDecoder, StatisticianEncoder
-from mamllit.core.episode import Episode
+from mamllit.core.episode import Episode, Examples
 from mamllit.core.noise import episode_key
 from mamllit.core.tree import item
 from mamllit.figures.sample_plots import conditioned_samples
@@ -61,7 +61,7 @@ def test_the_bound_is_that_of_a_loop_over_sets_and_images(episodes: Episode) -> 
     method, episode = make(keep=1.0, dilate=0.0), item(episodes, 0)
     key = episode_key(episode.support)
     sets = (torch.rand(3, 5, 1, SIDE, SIDE, dtype=torch.float64) < 0.5).double()
-    reconstruction, of_codes, of_context = method.bound(sets, key)
+    reconstruction, of_codes, of_context = method.bound(sets, method.encoded(sets), key)
     normals: list[Tensor] = []
     sample = Gaussian.sample
 
@@ -71,7 +71,7 @@ def test_the_bound_is_that_of_a_loop_over_sets_and_images(episodes: Episode) -> 
 
     Gaussian.sample = recorded  # type: ignore[method-assign]
     try:
-        method.bound(sets, key)
+        method.bound(sets, method.encoded(sets), key)
     finally:
         Gaussian.sample = sample  # type: ignore[method-assign]
 
@@ -121,6 +121,16 @@ def test_a_query_is_of_the_class_from_which_its_posterior_is_least_far(episodes:
             torch.testing.assert_close(logits[j, i], -kl(of_class, method.gather(query[j][None, None]))[0])
     alone = method.predict(episode.support, episode.query.x[2:3])
     torch.testing.assert_close(alone[0], logits[2])  # this encoder has no norm
+
+
+def test_in_training_the_query_is_judged_by_the_features_that_the_bound_has(episodes: Episode) -> None:
+    """On black and white images none of which is made thicker, it is what `predict` says."""
+    method, episode = make(dilate=0.0), item(episodes, 0)
+    order = torch.randperm(len(episode.query.y))
+    support, query = (Examples(part.x.round(), part.y, 3) for part in episode)
+    query = Examples(query.x[order], query.y[order], 3)
+    _, logs = method.meta_loss(Episode(support, query))
+    assert logs["accuracy"] == (method.predict(support, query.x).argmax(-1) == query.y).double().mean()
 
 
 def test_training_images_are_black_and_white_anew_in_each_episode(episodes: Episode) -> None:

@@ -118,7 +118,7 @@ class PlainMANN(Step):
             own = F.one_hot(usage.topk(m.heads, largest=False).indices, m.slots).to(x.dtype)
             write = gate * read + (1 - gate) * own
             slots = slots * (1 - own.sum(1))[..., None] + write.transpose(1, 2) @ key
-            read = F.cosine_similarity(key[:, :, None], slots[:, None], dim=-1).softmax(-1)
+            read = (F.normalize(key, dim=-1) @ F.normalize(slots, dim=-1).transpose(1, 2)).softmax(-1)
             usage = m.decay * usage + (read + write).detach().sum(1)
             read_vector = (read @ slots).flatten(1)
             loss = loss + F.cross_entropy(m.out(torch.cat([hidden, read_vector], 1)), y[:, t])
