@@ -112,7 +112,8 @@ def _curve(learner: EpisodicSystem, names: list[str]) -> Any:
         summary = learner.summaries[name]
         ys += [summary.mean.tolist(), (summary.mean - summary.ci95).tolist(), (summary.mean + summary.ci95).tolist()]
         keys += [name, f"{name}, 95% low", f"{name}, 95% high"]
-    steps = list(range(max(map(len, ys))))
+    first = max((learner.begins_at(reading.evaluation) for reading in learner.readings if reading.name in names), default=0)
+    steps = list(range(first, first + max(map(len, ys))))
     return wandb.plot.line_series(steps, ys, keys, title=f"{metric} against {counted}", xname=counted)
 
 

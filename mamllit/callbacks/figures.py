@@ -62,7 +62,9 @@ class AdaptationFigures(L.Callback):
         metric, regression = learner.method.objective.metric_name, not learner.method.objective.higher_is_better
         measured = [reading for reading in learner.readings if reading.name in learner.summaries]
         curves = {reading.name: learner.summaries[reading.name] for reading in measured}
-        figures = {"learning_curve": learning_curve(curves, metric, f"{title}, meta-test", regression, learner.method.counted)}
+        firsts = {reading.name: learner.begins_at(reading.evaluation) for reading in measured}
+        heading = f"{title}, meta-test"
+        figures = {"learning_curve": learning_curve(curves, metric, heading, regression, learner.method.counted, firsts)}
         asked = [s for s in self.steps if s <= learner.eval_steps] or [0, learner.eval_steps]
         steps = sorted({*asked, learner.report_step})  # with the headline, whatever else is drawn
         for shots, evaluation in {reading.evaluation.shots: reading.evaluation for reading in measured}.items():

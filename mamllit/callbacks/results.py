@@ -7,7 +7,7 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +137,8 @@ class ResultWriter(L.Callback):
     def table(self, learner: EpisodicSystem) -> Table:
         """Mean and 95% interval after each number of steps; for regression also the median and the diverged share."""
         objective = learner.method.objective
-        steps = [s for s in self.table_steps if s <= learner.eval_steps]
+        firsts = {first for evaluation in learner.evaluation_sets if (first := learner.begins_at(evaluation))}
+        steps = sorted({s for s in self.table_steps if s <= learner.eval_steps} | firsts)
         batch_norm = "" if learner.transductive else " (no batch norm)"
         split = f"meta-{learner.evaluation_sets[0].split}" if learner.evaluation_sets else "meta-test"
         along = learner.method.counted
@@ -153,18 +154,23 @@ class ResultWriter(L.Callback):
                 rows.append((kind, [f"{mean:.4g}" + (f" ± {ci95:.2g}" if ci95 else "")]))
             for i, (kind, cells) in enumerate(rows):
                 summary = learner.summaries[own[0].name]
-                label = f"{evaluation.name}\n({summary.episodes} x {evaluation.queries} {counted}{per_class})"
+                asked = f"{evaluation.stream} images" if evaluation.stream else f"{evaluation.queries} {counted}{per_class}"
+                label = f"{evaluation.name}\n({summary.episodes} x {asked})"
                 table.add_row(label if i == 0 else "", kind, *cells, end_section=i == len(rows) - 1)
         return table
 
     def _rows(self, learner: EpisodicSystem, reading: Reading, steps: list[int]) -> list[tuple[str, list[str]]]:
         summary = learner.summaries[reading.name]
         norm = reading.batch_norm or "mean"
-        reached = [s for s in steps if s < len(summary.mean)]  # a method without inner loop has one value, at 0
-        rows = [(f"{norm} ± 95%", [f"{summary.mean[s]:.4g} ± {summary.ci95[s]:.2g}" for s in reached])]
+        first = learner.begins_at(reading.evaluation)
+
+        def cells_of(written: Callable[[int], str]) -> list[str]:  # a method without inner loop has one value, at 0
+            return [written(s - first) if 0 <= s - first < len(summary.mean) else "" for s in steps]
+
+        rows = [(f"{norm} ± 95%", cells_of(lambda s: f"{summary.mean[s]:.4g} ± {summary.ci95[s]:.2g}"))]
         if not learner.method.objective.higher_is_better:
-            rows.append(("median", [f"{summary.median[s]:.4g}" for s in reached]))
-            rows.append(("diverged", [f"{100 * summary.diverged[s]:.2f}%" for s in reached]))
+            rows.append(("median", cells_of(lambda s: f"{summary.median[s]:.4g}")))
+            rows.append(("diverged", cells_of(lambda s: f"{100 * summary.diverged[s]:.2f}%")))
         if published := self.published.get(reading.name):
             ci95 = self.published_ci95.get(reading.name, {})
             cells = [_with_interval(published.get(s), ci95.get(s)) for s in steps]

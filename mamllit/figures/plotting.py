@@ -42,18 +42,25 @@ def regression_adaptation(
 
 
 def learning_curve(
-    summaries: Mapping[str, Summary], metric: str, title: str, diverging: bool, counted: str = "gradient steps"
+    summaries: Mapping[str, Summary],
+    metric: str,
+    title: str,
+    diverging: bool,
+    counted: str = "gradient steps",
+    firsts: Mapping[str, int] | None = None,
 ) -> Figure:
     """The metric against the number of gradient steps, or what else is `counted`, one line per evaluation set, with its 95%
     interval.
 
     Args:
         diverging: draw the median (dashed) beside the mean, for metrics that a few diverged episodes can carry away.
+        firsts: where a set's line begins, where it is not at 0.
     """
     figure = Figure(figsize=(5.2, 3.8), layout="constrained")
     axes = figure.add_subplot()
     for i, (name, summary) in enumerate(summaries.items()):
-        steps, color = range(len(summary.mean)), f"C{i}"
+        first, color = (firsts or {}).get(name, 0), f"C{i}"
+        steps = range(first, first + len(summary.mean))
         axes.errorbar(steps, summary.mean, yerr=summary.ci95, color=color, capsize=2, marker="o", markersize=3, label=name)
         if diverging:
             axes.plot(steps, summary.median, "--", color=color, linewidth=1)

@@ -25,6 +25,7 @@ from mamllit.engine.cpu import prepare
 from mamllit.engine.evaluation import BATCH_NORMS, readings
 from mamllit.engine.meta_gradient import Execution
 from mamllit.methods import Method
+from mamllit.methods.parts.streams import StreamMethod
 from mamllit.systems.reading import NORMALISATIONS, Normalisation, Reading, readings_of
 from mamllit.systems.resuming import check_resumable, obey, optimizer_settings, resumed_settings, schedule_settings
 
@@ -201,6 +202,10 @@ class EpisodicSystem(L.LightningModule):
                     f"the network has {outputs} outputs (out_features), but an episode of the data has {asked} {name}; "
                     "give both the same number"
                 )
+
+    def begins_at(self, evaluation: EvaluationSet) -> int:
+        """Where a curve begins, of what `method.counted` counts: at 0, but at K where a stream method was shown a support."""
+        return 0 if evaluation.stream or not isinstance(self.method, StreamMethod) else evaluation.shots
 
     def own_figures(self, evaluation: EvaluationSet, title: str) -> dict[str, Figure]:
         """Figures of adaptation by name, of a system whose episodes hold no examples."""

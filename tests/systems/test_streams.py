@@ -52,5 +52,18 @@ def test_it_trains_resumes_to_the_bit_and_reports_by_presentation(tmp_path: Path
     console.print(writer.table(whole))
     text = console.export_text()
     assert "accuracy on meta-test after n earlier examples of the class" in text
+    assert "(4 x 12 images)" in text
+    rows = {
+        line.split("│")[1].strip(): [cell.strip() for cell in line.split("│")[3:-1]]
+        for line in text.splitlines()
+        if "│" in line
+    }
+    headings = next(line for line in text.splitlines() if "meta-test episodes" in line)
+    assert [cell.strip() for cell in headings.split("┃")[3:-1]] == ["0", "1", "2", "3"]
+    assert [cell != "" for cell in rows["standard[5]/1-shot"]] == [False, True, False, False]  # one example of each was shown
+    assert [cell != "" for cell in rows["standard[5]/2-shot"]] == [False, False, True, False]
     assert "published" in text
+    figures = next(callback for callback in trainer.callbacks if isinstance(callback, AdaptationFigures))
+    (axes,) = figures.draw(whole, trainer.datamodule, "")["learning_curve"].axes
+    assert [list(line[0].get_xdata()) for line in axes.containers] == [[0, 1, 2, 3], [1], [2]]
     assert {path.name for path in (tmp_path / "whole" / "figures").iterdir()} >= {"stream.png", "learning_curve.png"}
