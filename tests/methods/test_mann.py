@@ -154,6 +154,28 @@ def test_no_slot_is_read_with_more_than_the_cosine_allows() -> None:
     assert memory.read.max() <= math.e**2 / (math.e**2 + 127) + 1e-6
 
 
+def test_a_head_writes_one_in_all_the_least_used_slot_being_its_own() -> None:
+    """What is added to the usage beside the reading is the writing; each head's own slot is another one."""
+    torch.manual_seed(0)
+    usage = torch.rand(9).double()
+    read = torch.rand(4, 9).double().softmax(-1)
+    memory = Memory(torch.randn(9, 3).double(), usage, read, torch.zeros(12).double())
+    gate = torch.rand(4).double()
+    new = access(memory, *torch.randn(2, 4, 3).double(), gate, decay=0.9)
+    written = new.usage - 0.9 * usage - new.read.sum(0)
+    assert float(written.sum()) == pytest.approx(4)
+    own = written - (gate[:, None] * read).sum(0)
+    assert set((own > 1e-9).nonzero()[:, 0].tolist()) == set(usage.argsort()[:4].tolist())
+
+
+def test_labels_come_in_where_they_are_shown_and_nowhere_else() -> None:
+    method, stream = make().double(), item(streams(), 0).query
+    with torch.no_grad():
+        method.given.weight[:, D:] = 0
+    other = Examples(stream.x, (stream.y + 1) % WAYS, WAYS)
+    assert torch.equal(method.answers(stream), method.answers(other))
+
+
 class Oracle(StreamMethod):
     """Knows every label it was shown, and takes all that were not shown as equally likely."""
 

@@ -105,8 +105,9 @@ def test_by_hand_written_found_moved_and_evicted() -> None:
     assert memory.values.tolist() == [1, EMPTY]
     memory = remember(memory, unit(1, 0, 0, 0), other)  # wrong: into the slot that is older, the empty one
     assert (memory.values.tolist(), memory.ages.tolist()) == ([1, 0], [1, 0])
-    memory = remember(memory, unit(0, 0, 0, 1), other)  # wrong or tied: the oldest goes
-    assert memory.recent.tolist()[0] in (0, 1)
+    memory = remember(memory, unit(1, 0, 0, 1), one)  # nearest to the slot of 0, wrong: the oldest slot goes, in use as it is
+    torch.testing.assert_close(memory.keys, torch.cat([unit(1, 0, 0, 1), unit(1, 0, 0, 0)]))
+    assert (memory.values.tolist(), memory.ages.tolist(), memory.recent.tolist()) == ([1, 0], [0, 1], [1, 0])
 
 
 def test_the_loss_by_hand() -> None:
