@@ -19,7 +19,7 @@ import torch
 import yaml
 from suite.costs import EXPERIMENTS
 from suite.peers.cell import method_of
-from suite.plain_loops import PAIRS, Step, batch_of
+from suite.plain_loops import PAIRS, Step, batch_of, plainly
 from suite.report import duration, facts
 
 from mamllit.kernels.malloc import keep_memory
@@ -56,10 +56,10 @@ def turn(step: Step, batch: Any, steps: int) -> tuple[float, float]:
 
 def measured(system: str, document: dict[str, Any], rounds: int, seconds: float) -> dict[str, Any]:
     """The record of a system with the settings of a YAML."""
-    cell, *kinds = PAIRS[system]
-    method = method_of(document)
-    batch = batch_of(document)
-    pair = [kind(method, document) for kind in kinds]
+    cell, own, loop = PAIRS[system]
+    method, plain = method_of(document), method_of(plainly(document))
+    plain.load_state_dict(method.state_dict())
+    batch, pair = batch_of(document), [own(method, document), loop(plain, document)]
     first = turn(pair[0], batch, 1)[0]
     once = min(max(turn(step, batch, 2)[0] for step in pair), seconds)
     steps = max(1, round(seconds / once))

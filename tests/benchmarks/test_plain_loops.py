@@ -13,7 +13,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import plain_loops  # noqa: E402
 from suite.peers.cell import method_of  # noqa: E402
-from suite.plain_loops import PAIRS, PlainStatistician, batch_of, noise_of  # noqa: E402
+from suite.plain_loops import PAIRS, PlainStatistician, batch_of, noise_of, plainly  # noqa: E402
 
 from mamllit.core.episode import Episode  # noqa: E402
 
@@ -52,9 +52,11 @@ def small(system: str) -> dict[str, Any]:
 def test_both_make_the_same_steps(system: str) -> None:
     """In double precision: the losses of three steps, and the weights after them."""
     document = small(system)
-    _, own, plain = PAIRS[system]
-    method, batch = method_of(document).double(), batch_of(document, torch.float64)
-    one, other = own(method, document), plain(method, document)
+    _, own, loop = PAIRS[system]
+    method, plain = method_of(document).double(), method_of(plainly(document)).double()
+    plain.load_state_dict(method.state_dict())
+    batch = batch_of(document, torch.float64)
+    one, other = own(method, document), loop(plain, document)
     if isinstance(other, PlainStatistician):
         assert isinstance(batch, Episode)
         other.normals = noise_of(other.method, batch)

@@ -34,6 +34,15 @@ def optimizer_of(document: Mapping[str, Any], parameters: list[Tensor], **settin
     return made
 
 
+def plainly(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The YAML with PyTorch's own layers in the network, as a plain loop has them."""
+    changed = copy.deepcopy(dict(document))
+    backbone = changed["model"]["init_args"]["method"]["init_args"]["backbone"]
+    if isinstance(backbone, dict) and "implementation" in backbone["init_args"]:
+        backbone["init_args"]["implementation"] = "plain"
+    return changed
+
+
 class Step(ABC):
     """A training step on a batch that lies there: the gradient, clipped as the YAML says, and the optimiser's update.
 
