@@ -138,10 +138,10 @@ def start(script: Path, *arguments: Path | str) -> subprocess.Popen:
 
 def kill_each_under_way(roots: list[Path], process: subprocess.Popen) -> None:
     """SIGKILL to each run as soon as it has a checkpoint."""
-    deadline, left = time.monotonic() + 240, set(roots)
+    deadline, left = time.monotonic() + 400, set(roots)
     while left:
         assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, f"no checkpoint after 240 s: {left}"
+        assert time.monotonic() < deadline, f"no checkpoint after 400 s: {left}"
         for root in list(left):
             if (root / "seed_0/checkpoints/last.ckpt").exists():
                 os.kill(int(Path(f"{root}.pid").read_text()), signal.SIGKILL)
@@ -181,7 +181,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
                 cli.run(fit(config, out / "whole" / name, killed_at[name] + 3))
                 if name != MEMORY:
                     cli.run(fit(config, out / "one" / name, 2, *with_sgd()))
-        printed = processes[1].communicate(timeout=240)[0]
+        printed = processes[1].communicate(timeout=400)[0]
         assert processes[1].returncode == 0, printed
     finally:
         for process in processes:
