@@ -56,6 +56,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 }
 # The system of a configuration that names none, as all did once: its settings stand under `model` themselves.
 SYSTEM = {"class_path": "mamllit.systems.MetaLearner"}
+CALLBACKS = ("checkpoint_last", "checkpoint_best", "results", "figures", "progress", "dashboard")  # settings of a run's own
 
 
 class MamllitCLI(LightningCLI):
@@ -116,6 +117,8 @@ class MamllitCLI(LightningCLI):
         if seed_of(config) is None:
             os.environ.pop("PL_GLOBAL_SEED", None)  # of an earlier run in this process
         fitting = self.subcommand == "fit"
+        if empty := [name for name in CALLBACKS if config.get(name) is None]:
+            raise ValueError(f"{empty[0]} is null; leave it out of the YAML file, and its defaults hold")
         if self.subcommand in ("test", "validate"):
             config.verbose = False  # ResultWriter prints the table; Lightning's has hundreds of rows
         if config.threads is not None:

@@ -14,6 +14,7 @@ from cli_runs import QUIET, REPOSITORY, command, contents, result, rows, short
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 
 from mamllit import cli
+from mamllit.cli import program
 
 pytestmark = QUIET
 
@@ -288,6 +289,13 @@ def test_omniglot_fit_and_test(tmp_path: Path) -> None:
 def test_threads_below_one_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="threads is 0; it must be >= 1"):
         cli.run(command("fit", tmp_path, "--threads", "0"))
+
+
+def test_settings_that_are_null_are_refused_by_name(tmp_path: Path) -> None:
+    for name in program.CALLBACKS:
+        (tmp_path / "null.yaml").write_text(f"{name}: null\n")
+        with pytest.raises(ValueError, match=f"{name} is null; leave it out of the YAML file, and its defaults hold"):
+            cli.run(command("fit", tmp_path, "-c", str(tmp_path / "null.yaml")))
 
 
 def test_threads_of_the_configuration_are_set(tmp_path: Path) -> None:
