@@ -213,3 +213,4 @@ def test_a_setting_counts_where_both_know_it() -> None:
     experiment = {"trainer": {"max_steps": 5, "clip": None}, "data": {"init_args": {"root": "a", "shots": 1}}, "new": 1}
     run = {"trainer": {"max_steps": 5, "clip": 1.0}, "data": {"init_args": {"root": "b", "shots": 1}}, "old": 2}
     assert results.changes(experiment, run) == {"trainer.clip": {"experiment": None, "run": 1.0}}
+    assert results.changes({"model": {"image_size": "data"}}, {"model": {"image_size": 28}}) == {}, "left to the data"

@@ -91,10 +91,12 @@ def _experiment(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def changes(experiment: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Every setting that both know and the run had otherwise; what says nothing about the training is left out."""
+    """Every setting that both know and the run had otherwise; what says nothing about the training is left out, and so are the
+    sizes that the experiment leaves to the data."""
     asked, had = (flat({**settings, "model": of_system(settings)}) for settings in (experiment, config))
     free = re.compile("|".join(rf"{re.escape(name)}(\..*)?" for name in FREE))
-    names = [name for name in asked if name in had and had[name] != asked[name] and not free.fullmatch(name)]
+    asked = {name: value for name, value in asked.items() if value != "data" and not free.fullmatch(name)}
+    names = [name for name in asked if name in had and had[name] != asked[name]]
     return {name: {"experiment": asked[name], "run": had[name]} for name in names}
 
 
