@@ -30,7 +30,6 @@ class BatchStatNorm(nn.Module):
 
     statistics_rows: int | None = None  # take the statistics from the first so many examples; see `first_rows`
     statistics: tuple[Tensor, Tensor] | None = None  # mean and variance [channels] to use; see `population`
-    measured: list[tuple[Tensor, Tensor]] | None = None  # where a list: mean and variance of each batch are put there
 
     def __init__(self, channels: int, eps: float = 1e-3, scale: bool = False) -> None:
         super().__init__()
@@ -40,8 +39,8 @@ class BatchStatNorm(nn.Module):
 
     @property
     def by_batch(self) -> bool:
-        """Whether a batch is normalised by all of itself, and nothing is asked for beside."""
-        return self.statistics_rows is None and self.statistics is None and self.measured is None
+        """Whether a batch is normalised by all of itself."""
+        return self.statistics_rows is None and self.statistics is None
 
     def forward(self, x: Tensor) -> Tensor:
         x = wide(x) if torch.is_autocast_enabled(x.device.type) else x
@@ -52,8 +51,6 @@ class BatchStatNorm(nn.Module):
         others = [0, *range(2, x.dim())]
         mean = counted.mean(others, keepdim=True)
         variance = counted.var(others, correction=0, keepdim=True)
-        if self.measured is not None:
-            self.measured.append((mean.flatten(), variance.flatten()))
         return self._placed(x, mean, variance)
 
     def _placed(self, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:

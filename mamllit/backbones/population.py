@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from mamllit.backbones.norm import BatchStatNorm
+from mamllit.backbones.norm import BatchStatNorm, wide
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -45,17 +45,24 @@ def normalised_by_population(module: Module, network: str, batches: Iterable[Ten
         raise ValueError(
             "'population' in batch_norm needs a norm of mamllit (BatchStatNorm), and the network has none; leave it out"
         )
-    found: list[list[tuple[Tensor, Tensor]]] = []
+    found: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {norm: [] for norm in norms}
+
+    def note(norm: nn.Module, given: tuple[Tensor, ...]) -> None:
+        x = wide(given[0])
+        others = [0, *range(2, x.dim())]
+        found[norm].append((x.mean(others), x.var(others, correction=0)))
+
+    handles = [norm.register_forward_pre_hook(note) for norm in norms]
     with torch.no_grad():
         for images in batches:
             for norm in norms:
-                norm.measured = []
+                norm.statistics_rows = len(images)  # its first rows, which are all: no fast block steps around the norm
             part_of(images)
-            found.append([norm.measured[-1] for norm in norms if norm.measured])
-    if not found:
-        raise ValueError("there is no batch of images to take statistics from; give one at least")
-    for norm, *of_batches in zip(norms, *found, strict=True):
-        norm.measured = None
-        mean, variance = (torch.stack(values).mean(0) for values in zip(*of_batches, strict=True))
-        norm.statistics = mean, variance
+    for handle in handles:
+        handle.remove()
+    for norm in norms:
+        if not found[norm]:
+            raise ValueError("there is no batch of images to take statistics from; give one at least")
+        mean, variance = (torch.stack(values).mean(0) for values in zip(*found[norm], strict=True))
+        norm.statistics_rows, norm.statistics = None, (mean, variance)
     return module

@@ -28,7 +28,7 @@ def test_it_is_what_pytorchs_norm_does_after_an_average_over_the_same_batches() 
     x = torch.rand(5, 2, 9, 9)
     torch.testing.assert_close(fixed(x), oracle.eval()(x), rtol=2e-3, atol=1e-3)  # PyTorch's variance is the unbiased one
     torch.testing.assert_close(fixed(x[:1]), fixed(x)[:1])
-    assert own[1].statistics is own[1].measured is None
+    assert own[1].statistics is own[1].statistics_rows is None
     assert not torch.allclose(own(x), fixed(x), atol=1e-2)
 
 
