@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from toy_runs import toy_folders, toy_run
+from toy_runs import toy_folders, toy_result, toy_run
 
 from mamllit import cli
 from mamllit.cli.commands import COMMANDS
@@ -13,6 +13,14 @@ from mamllit.cli.commands import COMMANDS
 def mamllit(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
     monkeypatch.setattr(sys, "argv", ["mamllit", *map(str, words)])
     cli.main()
+
+
+def test_an_export_says_what_the_weights_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = toy_result(fit={"steps_asked": 40, "started_from": {"name": "features", "steps_done": 6000, "seed": 0}})
+    mamllit(monkeypatch, "export", toy_run(tmp_path / "run", result=begun), "--out", tmp_path / "toy.safetensors")
+    assert "trained for 6,000 + 30 of 40 iterations; measured: " in capsys.readouterr().out
 
 
 def test_from_a_run_to_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,7 +50,6 @@ def test_from_a_run_to_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_an_export_without_a_result_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from toy_runs import toy_result
 
     mamllit(monkeypatch, "export", toy_run(tmp_path / "run", result=toy_result(results={})))
     assert "measured: nothing yet, run `mamllit test` before the export" in capsys.readouterr().out

@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 
 from mamllit.inference.onnx_file import export_onnx
 from mamllit.pretrained.export import export
-from mamllit.pretrained.files import LIMIT, Checkpoint, DType, read, steps_done
+from mamllit.pretrained.files import LIMIT, Checkpoint, DType, read, steps_before
 
 
 def command(
@@ -44,7 +44,9 @@ def command(
     checkpoint, tensors = read(path)
     result = checkpoint.result
     print(f"checkpoint: {path} ({path.stat().st_size:,} bytes, {sum(t.numel() for t in tensors.values()):,} parameters)")
-    print(f"trained for {steps_done(result):,} of {result['steps_asked']:,} iterations; measured: {measured(checkpoint)}")
+    earlier = f"{before:,} + " if (before := steps_before(result)) else ""
+    done = f"{earlier}{result['steps_done']:,} of {result['steps_asked']:,}"
+    print(f"trained for {done} iterations; measured: {measured(checkpoint)}")
 
 
 def measured(checkpoint: Checkpoint) -> str:
