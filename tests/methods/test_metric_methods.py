@@ -234,7 +234,7 @@ def test_pairs_as_drawn_count_alike_whatever_their_kind() -> None:
 
 @pytest.mark.parametrize(
     ("side", "kernels", "channels"),
-    [(35, (4, 3, 2, 2), (8, 16, 16, 32)), pytest.param(105, (10, 7, 4, 4), (4, 8, 8, 16), marks=pytest.mark.slow)],
+    [(35, (4, 3, 2, 2), (8, 16, 16, 32)), pytest.param(105, (10, 7, 4, 4), (4, 8, 8, 16), marks=pytest.mark.long)],
 )
 def test_kochs_network_can_fit_sixty_four_fixed_pairs(side: int, kernels: tuple[int, ...], channels: tuple[int, ...]) -> None:
     x, y = (torch.rand(64, 2, 1, 1, side, side) < 0.1).float(), torch.arange(64) % 2
