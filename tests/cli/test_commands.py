@@ -50,7 +50,6 @@ def test_from_a_run_to_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_an_export_without_a_result_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-
     mamllit(monkeypatch, "export", toy_run(tmp_path / "run", result=toy_result(results={})))
     assert "measured: nothing yet, run `mamllit test` before the export" in capsys.readouterr().out
 
