@@ -1,9 +1,11 @@
 """Makes PyTorch fast on a CPU for all that computes here: meta-gradients, evaluations, adapting to one's own images.
 
 Freed memory is kept for the next step (`mamllit.kernels.malloc`), and float32 products of images run by the faster of PyTorch's
-two libraries (`mamllit.kernels.matmul`). Neither changes a result beyond rounding.
+two libraries (`mamllit.kernels.matmul`). Neither changes a result beyond rounding. Where there is no GPU, Adam does not search
+for one at each step: Lightning has PyTorch ask NVML, which takes a tenth of a step on sine waves where its library is missing.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -27,11 +29,13 @@ def fast_on_cpu(x: Tensor) -> Iterator[None]:
 
 
 def prepare(device: torch.device) -> None:
-    """Keep freed memory in this process, where `device` is a CPU; only the first call does anything."""
+    """Keep freed memory in this process, where `device` is a CPU, and search for no GPU; only the first call does anything."""
     if device.type == "cpu":
-        _keep_memory_once()
+        _prepare_once()
 
 
 @cache
-def _keep_memory_once() -> bool:
-    return keep_memory()
+def _prepare_once() -> None:
+    keep_memory()
+    if not torch.cuda.is_available():
+        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"

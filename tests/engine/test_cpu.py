@@ -1,5 +1,6 @@
 """What is fast on a CPU is so for every computation: meta-gradients, evaluations, calibration, own images."""
 
+import os
 from collections.abc import Callable
 
 import pytest
@@ -45,7 +46,7 @@ def test_every_computation_keeps_memory_and_has_fast_products(name: str, monkeyp
     real = cpu.fast_products
     monkeypatch.setattr(cpu, "keep_memory", lambda: kept.append(True) or True)
     monkeypatch.setattr(cpu, "fast_products", lambda x: shapes.append(x.dim()) or real(x))
-    cpu._keep_memory_once.cache_clear()
+    cpu._prepare_once.cache_clear()
     compute()
     compute()
     assert kept == [True]  # once per process
@@ -54,5 +55,16 @@ def test_every_computation_keeps_memory_and_has_fast_products(name: str, monkeyp
 
 def test_an_accelerator_needs_none_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "keep_memory", lambda: pytest.fail("there is no need to"))
-    cpu._keep_memory_once.cache_clear()
+    cpu._prepare_once.cache_clear()
     cpu.prepare(torch.device("meta"))
+
+
+def test_without_a_gpu_the_optimiser_does_not_search_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning sets the variable to 1 when it is imported, and Adam then has PyTorch load NVML's library at each step."""
+    for found, expected in ((False, "0"), (True, "1")):
+        monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda found=found: found)
+        cpu._prepare_once.cache_clear()
+        cpu.prepare(torch.device("cpu"))
+        assert os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == expected
+    cpu._prepare_once.cache_clear()
