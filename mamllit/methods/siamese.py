@@ -9,10 +9,19 @@ What the tables of few-shot papers call "Siamese" is the re-implementation of O.
 cosine`). Koch's own system, with 92.0 in 20-way one-shot trials within an alphabet, is `classify: verification` (the largest
 p) and `pairs: as_drawn` on `mamllit.backbones.KochNet` and `mamllit.data.OmniglotPairsDataModule`, which draws pairs.
 
+These numbers are Vinyals' with the network fine-tuned on each support; as it was trained, it reaches 96.7 / 98.4 / 88.0 / 96.5.
+They do not say how they fine-tune. Here, with `inner_steps` > 0, the weights of h take steps
+
+    h <- h - inner_lr grad of the loss on the pairs of two different images of the support,
+
+those of one class counting as much as those of two (with one shot, all are of two classes). a and b stay as they are, so that
+they cannot do what the features should; a norm by batch statistics sees the support alone. Meta-training does not change.
+
 Departures: with `pairs: balanced`, pairs are all pairs of query and support of an episode, and the two kinds count equally,
 which is what drawing half of the pairs of each kind does on average; the bias b, absent in the paper's formula, lets p(x, x)
-differ from 1/2. Vinyals et al. tell neither network nor optimiser. Koch's learning rate, momentum and L2 penalty of each layer
-are not published, so that one optimiser serves all layers.
+differ from 1/2. Vinyals et al. tell neither network nor optimiser, and of fine-tuning neither loss nor rate nor steps: those
+above are ours. Koch's learning rate, momentum and L2 penalty of each layer are not published, so that one optimiser serves all
+layers.
 
     >>> import torch
     >>> from mamllit.core.episode import Examples
@@ -24,15 +33,28 @@ are not published, so that one optimiser serves all layers.
     tensor([[0.6000, 0.8000]])
 """
 
-from typing import ClassVar, Literal
+from collections.abc import Callable
+from typing import ClassVar, Literal, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from mamllit.core.adapted import adapted_parameters
 from mamllit.core.episode import Episode, Examples
+from mamllit.core.inner_loop import Params, gradient_step
 from mamllit.methods.base import Method
+from mamllit.methods.parts.checks import check_inner_loop
 from mamllit.methods.parts.features import best_of_class, cosines, embed
 from mamllit.objectives import Objective
+
+
+class Learned(NamedTuple):
+    """The `support` that a query is compared with, and the `weights` of h by name that were fine-tuned on it."""
+
+    support: Examples
+    weights: Params
 
 
 class SiameseNetworks(Method):
@@ -46,9 +68,13 @@ class SiameseNetworks(Method):
         pairs: how the pairs of query and support of an episode count in the loss. "balanced": those of one class as much as
             those of two; the accuracy of training is that of the classes. "as_drawn": each pair the same, for data that draw
             pairs; the accuracy of training is that of p > 1/2.
+        inner_steps: of fine-tuning on the support of a task, where `adapt` is not told otherwise; 0 (default): none, whatever
+            it is told.
+        inner_lr: of these steps.
 
     Raises:
-        ValueError: for an unknown `classify` or `pairs`.
+        ValueError: for an unknown `classify` or `pairs`; with `inner_steps`, for a negative number, or a backbone with running
+            buffers or without parameters.
     """
 
     reads_features: ClassVar[bool] = True
@@ -60,6 +86,8 @@ class SiameseNetworks(Method):
         features: int,
         classify: Literal["cosine", "verification"] = "cosine",
         pairs: Literal["balanced", "as_drawn"] = "balanced",
+        inner_steps: int = 0,
+        inner_lr: float = 0.01,
     ) -> None:
         super().__init__()
         if classify not in ("cosine", "verification"):
@@ -68,12 +96,35 @@ class SiameseNetworks(Method):
             raise ValueError(f"pairs is {pairs!r}; it must be 'balanced' or 'as_drawn'")
         self.backbone, self.objective, self.classify, self.pairs = backbone, objective, classify, pairs
         self.verify = nn.Linear(features, 1)
+        self.inner_steps, self.inner_lr = inner_steps, inner_lr
+        self.adapted: list[str] = []
+        if inner_steps:
+            check_inner_loop(backbone, inner_lr, inner_steps, "mean")
+            self.adapted = adapted_parameters(backbone)
 
-    def adapt(self, support: Examples, steps: int | None = None) -> Examples:
-        return support
+    def trajectory(self, support: Examples, steps: int) -> list[Learned]:
+        if not self.inner_steps:
+            return [Learned(support, {})]
+        own = dict(self.backbone.named_parameters())
+        states = [Learned(support, {name: own[name] for name in self.adapted})]
+        for _ in range(steps):
+            loss = lambda weights: self.support_loss(Learned(support, weights))  # noqa: E731
+            moved = gradient_step(loss, states[-1].weights, self.adapted, self.inner_lr, first_order=True)
+            states.append(Learned(support, moved))
+        return states
 
-    def predict(self, state: Examples, x: Tensor) -> Tensor:
-        return self._scores(*embed(self.backbone, state, x), state)
+    def adapt(self, support: Examples, steps: int | None = None) -> Learned:
+        return self.trajectory(support, self.inner_steps if steps is None else steps)[-1]
+
+    def predict(self, state: Learned, x: Tensor) -> Tensor:
+        return self._scores(*embed(self._features(state), state.support, x), state.support)
+
+    def support_loss(self, state: Learned) -> Tensor:
+        """What fine-tuning minimises: the cross-entropy of the pairs of two images of the support."""
+        support, features = state.support, self._features(state)(state.support.x).flatten(1)
+        alike = (support.y[:, None] == support.y).to(features.dtype)
+        itself = torch.eye(len(alike), dtype=alike.dtype, device=alike.device)  # says nothing of h: its distance is 0
+        return self._balanced(self.same(features, features), alike - itself, 1 - alike)
 
     def same(self, a: Tensor, b: Tensor) -> Tensor:
         """The logit of p for every row of `a` [q, D] with every row of `b` [n, D], [q, n]."""
@@ -87,10 +138,18 @@ class SiameseNetworks(Method):
         if self.pairs == "as_drawn":
             right = (1 + logits.detach().sign() * (2 * alike - 1)) / 2  # p of 1/2 is half right
             return F.binary_cross_entropy_with_logits(logits, alike), {self.objective.metric_name: right.mean()}
-        weight = alike / alike.sum() + (1 - alike) / (1 - alike).sum()
-        loss = F.binary_cross_entropy_with_logits(logits, alike, weight / 2, reduction="sum")
+        loss = self._balanced(logits, alike, 1 - alike)
         accuracy = self.objective.metric(self._scores(support.detach(), query.detach(), episode.support), episode.query.y)
         return loss, {self.objective.metric_name: accuracy.detach()}
+
+    @staticmethod
+    def _balanced(logits: Tensor, alike: Tensor, different: Tensor) -> Tensor:
+        """The cross-entropy of pairs, of which `alike` and `different` have a 1 for their kind; both kinds count 1/2."""
+        weight = alike / alike.sum().clamp_min(1) + different / different.sum().clamp_min(1)
+        return F.binary_cross_entropy_with_logits(logits, alike, weight / 2, reduction="sum")
+
+    def _features(self, state: Learned) -> Callable[[Tensor], Tensor]:
+        return lambda x: functional_call(self.backbone, state.weights, (x,))
 
     def _scores(self, support: Tensor, query: Tensor, state: Examples) -> Tensor:
         similarity = cosines(query, support) if self.classify == "cosine" else self.same(query, support)

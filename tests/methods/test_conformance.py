@@ -81,7 +81,9 @@ ENTRIES: dict[type[Method], Callable[[], Method]] = {
         MLP(SIDE * SIDE, [6], 5), MLP(7, [6], SIDE * SIDE), Classification(), 5, 3, 4, 6
     ),
     PrototypicalNetworks: lambda: PrototypicalNetworks(MLP(SIDE * SIDE, [6], 5, norm=True), Classification()),
-    SiameseNetworks: lambda: SiameseNetworks(MLP(SIDE * SIDE, [6], 5, norm=True), Classification(), features=5),
+    SiameseNetworks: lambda: SiameseNetworks(
+        MLP(SIDE * SIDE, [6], 5, norm=True), Classification(), features=5, inner_steps=2, inner_lr=0.1
+    ),
     # no norm: Adam divides the gradient of a bias before one, which is zero but for rounding, by itself
     Reptile: lambda: Reptile(MLP(SIDE * SIDE, [6, 5], WAYS), Classification(), 0.1, 2, 4, "adam"),
 }

@@ -1,5 +1,6 @@
 """Methods that compare features: numbers by hand, and what must not change a prediction."""
 
+import itertools
 import math
 import re
 from collections.abc import Callable
@@ -110,6 +111,7 @@ CONSTANT: dict[str, Callable[[nn.Module], Method]] = {
     "linear probe": lambda f: LinearProbe(f, ACCURACY, 0.1, 2),
     "cosine probe": lambda f: LinearProbe(f, ACCURACY, 0.0, 2, "cosine"),
     "context": lambda f: MatchingNetworks(f, ACCURACY, context_steps=2, features=D),
+    "fine-tuned siamese": lambda f: SiameseNetworks(f, ACCURACY, D, inner_steps=2, inner_lr=1.0),
 }
 
 
@@ -273,6 +275,40 @@ def test_siamese_networks_can_fit_pairs() -> None:
     assert float(logs["accuracy"]) == 1.0
 
 
+def test_siamese_fine_tuning_begins_as_it_was_trained_and_lowers_the_loss_on_the_support(episode: Episode) -> None:
+    plain, tuned = SiameseNetworks(net(), ACCURACY, D), SiameseNetworks(net(), ACCURACY, D, inner_steps=5, inner_lr=0.5)
+    tuned.load_state_dict(plain.state_dict())
+    states, x = tuned.trajectory(episode.support, 5), episode.query.x
+    expected = plain.predict(plain.adapt(episode.support, 5), x)  # without inner_steps, no number of steps does anything
+    for state in (states[0], tuned.adapt(episode.support, 0)):
+        assert torch.equal(tuned.predict(state, x), expected)
+    losses = [float(tuned.support_loss(state).detach()) for state in states]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[5] < losses[0]
+    support, (_, weights) = episode.support, states[1]
+    features = plain.backbone(support.x)
+    kinds: dict[bool, list[Tensor]] = {True: [], False: []}
+    for i, j in itertools.combinations(range(len(support.y)), 2):
+        logit, same = plain.verify((features[i] - features[j]).abs())[0], bool(support.y[i] == support.y[j])
+        kinds[same].append(-nn.functional.logsigmoid(logit if same else -logit))
+    loss = sum(torch.stack(values).mean() for values in kinds.values()) / 2
+    assert isinstance(loss, Tensor)
+    torch.testing.assert_close(loss.detach(), torch.tensor(losses[0]))
+    slopes = torch.autograd.grad(loss, list(plain.backbone.parameters()))
+    for (name, value), slope in zip(plain.backbone.named_parameters(), slopes, strict=True):
+        torch.testing.assert_close(weights[name], value - 0.5 * slope)
+
+
+def test_siamese_fine_tuning_takes_one_shot_and_heeds_no_name_of_a_class(image_episodes: Callable[..., Episode]) -> None:
+    episode = item(image_episodes(1, ways=WAYS, shots=1, queries=2, dtype=torch.float32), 0)
+    method = SiameseNetworks(net(), ACCURACY, D, inner_steps=3, inner_lr=0.5)
+    states = method.trajectory(episode.support, 3)
+    assert float(method.support_loss(states[3]).detach()) < float(method.support_loss(states[0]).detach())
+    other = torch.tensor([2, 0, 3, 1])  # the new name of each class
+    renamed = Examples(episode.support.x, other[episode.support.y], WAYS)
+    assert torch.equal(logits(method, renamed, episode.query.x)[:, other], logits(method, episode.support, episode.query.x))
+
+
 # ---- a head, or all, trained on the support ----------------------------------------------------------------------------
 
 
@@ -353,6 +389,10 @@ def test_a_cosine_probe_begins_as_the_nearest_mean(episode: Episode) -> None:
         ),
         (lambda: SiameseNetworks(net(), ACCURACY, D, "vote"), "classify is 'vote'; it must be 'cosine' or 'verification'"),
         (lambda: SiameseNetworks(net(), ACCURACY, D, pairs="odd"), "pairs is 'odd'; it must be 'balanced' or 'as_drawn'"),
+        (lambda: SiameseNetworks(net(), ACCURACY, D, inner_steps=-1), "inner_steps is -1; it must be >= 0"),
+        (lambda: SiameseNetworks(net(), ACCURACY, D, inner_steps=1, inner_lr=-1.0), "inner_lr is -1.0; it must be >= 0"),
+        (lambda: SiameseNetworks(nn.BatchNorm1d(D), ACCURACY, D, inner_steps=1), "the module has running buffers"),
+        (lambda: SiameseNetworks(nn.Identity(), ACCURACY, D, inner_steps=1), "no parameter is left to adapt"),
         (lambda: FineTuning(net(), ACCURACY, 0.1, decay=-1), "decay is -1; it must be >= 0"),
         (lambda: LinearProbe(net(), ACCURACY, 0.1, head="round"), "head is 'round'; it must be 'linear' or 'cosine'"),
         (lambda: LinearProbe(net(), ACCURACY, 0.1, weight_decay=-1), "weight_decay is -1; it must be >= 0"),

@@ -1,13 +1,15 @@
 """What methods that compare features share: one pass for support and query, and who belongs to which class."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mamllit.core.episode import Examples
 
 
-def embed(backbone: nn.Module, support: Examples, x: Tensor) -> tuple[Tensor, Tensor]:
+def embed(backbone: Callable[[Tensor], Tensor], support: Examples, x: Tensor) -> tuple[Tensor, Tensor]:
     """Features [n, D] of the support and [q, D] of `x`, in one pass: a norm by batch statistics sees both, in one scale."""
     features = backbone(torch.cat([support.x, x])).flatten(1)
     return features[: len(support.x)], features[len(support.x) :]
