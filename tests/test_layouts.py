@@ -151,7 +151,7 @@ def test_four_processes_are_the_same_run_whatever_their_nodes(tmp_path: Path) ->
     assert curves[0][0] == pytest.approx(one[0], rel=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.real_data
 def test_four_processes_are_one_process_but_for_rounding(tmp_path: Path) -> None:
     """In double precision, where rounding has no time to grow: the curve to 1e-10, every accuracy to the last digit."""

@@ -4,7 +4,7 @@ H. Edwards, A. Storkey: Towards a Neural Statistician, ICLR 2017, arXiv 1606.021
 
 A set D of images of one class has a context c, each of its images x a code z:
 
-    p(c) = N(0, I),    p(z | c),    q(z | x, c),    q(c | D)  Gaussian with diagonal covariance,    p(x | z, c)  Bernoulli
+    p(c) = N(0, I),  p(z | c),  q(z | x, c),  q(c | D)  Gaussian with diagonal covariance,  p(x | z, c)  Bernoulli or Gaussian
     bound(D) = E[sum_x log p(x | z, c)] - KL(q(c | D) || p(c)) - sum_x KL(q(z | x, c) || p(z | c))
 
 Training maximises the bound, divided by the images of the set; labels only say which images make a set: the support and the
@@ -19,6 +19,9 @@ training images drawn one pixel thicker; grey images are made black and white an
 a test. Departures: norm by batch statistics, support and query together (theirs: running ones at test); no weighting of the
 terms, which re-implementations begin with; log variances are kept in [-10, 10].
 
+With `likelihood: gaussian` the sets may be of real numbers, as in the paper's section 5.1; a test reads their mean and variance
+off the context.
+
     >>> import torch
     >>> from mamllit import Classification, MLP, NeuralStatistician
     >>> from mamllit.methods.neural_statistician import Gaussian, kl
@@ -31,7 +34,8 @@ terms, which re-implementations begin with; log variances are kept in [-10, 10].
     torch.Size([3, 4])
 """
 
-from typing import ClassVar, NamedTuple
+import math
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -87,7 +91,8 @@ class NeuralStatistician(Method):
 
     Args:
         backbone: the encoder, [n, C, H, W] -> features [n, D].
-        decoder: from context and code, [n, context + code], to the logits of the pixels, [n, C, H, W] or flattened.
+        decoder: from context and code, [n, context + code], to the logits of the pixels, [n, C, H, W] or flattened; for a
+            Gaussian `likelihood` to their means and then their log variances, [n, 2 * C * H * W].
         objective: `Classification`.
         features: D; 4,096 for `StatisticianEncoder`.
         code: size of z.
@@ -95,9 +100,10 @@ class NeuralStatistician(Method):
         hidden: size of the hidden layers between the encoder and the latent variables.
         keep: probability that an image of a training set is pooled, in (0, 1]; the first one always is.
         dilate: probability that a training image is drawn one pixel thicker, in [0, 1].
+        likelihood: p(x | z, c): "bernoulli" for images, black and white; "gaussian" for real numbers, which stay as they are.
 
     Raises:
-        ValueError: for a number out of bounds.
+        ValueError: for a number out of bounds or an unknown word; for `dilate` with a Gaussian likelihood.
     """
 
     reads_features: ClassVar[bool] = True
@@ -113,6 +119,7 @@ class NeuralStatistician(Method):
         hidden: int = 256,
         keep: float = 0.8,
         dilate: float = 0.5,
+        likelihood: Literal["bernoulli", "gaussian"] = "bernoulli",
     ) -> None:
         super().__init__()
         if wrong := [
@@ -125,10 +132,15 @@ class NeuralStatistician(Method):
             raise ValueError(f"keep is {keep}; it must be in (0, 1]")
         if not 0 <= dilate <= 1:
             raise ValueError(f"dilate is {dilate}; it must be in [0, 1]")
+        if likelihood not in ("bernoulli", "gaussian"):
+            raise ValueError(f"likelihood is {likelihood!r}; it must be 'bernoulli' or 'gaussian'")
+        if likelihood == "gaussian" and dilate:
+            raise ValueError(f"dilate is {dilate}, but with likelihood 'gaussian' nothing is drawn thicker; set dilate: 0")
         self.backbone, self.decoder, self.objective = backbone, decoder, objective
-        self.code, self.context, self.keep, self.dilate = code, context, keep, dilate
+        self.code, self.context, self.keep, self.dilate, self.likelihood = code, context, keep, dilate, likelihood
         self.before = nn.Linear(features, hidden)
-        self.after = GaussianNet(hidden + 1, hidden, context, 2)  # q(c | D) from the pooled features and their number
+        self.counts = keep < 1  # how many are pooled says something only where some are left out
+        self.after = GaussianNet(hidden + self.counts, hidden, context, 2)  # q(c | D) from the pooled features and their number
         self.posterior = GaussianNet(features + context, hidden, code, 3)  # q(z | x, c)
         self.prior = GaussianNet(context, hidden, code, 3)  # p(z | c)
         for module in (self.before, self.after, self.posterior, self.prior):
@@ -140,7 +152,7 @@ class NeuralStatistician(Method):
         """q(c | D) of sets with `features` [..., n, D], of which those with `kept` [..., n] 1 count, those with 0 do not."""
         number = kept.sum(-1, keepdim=True)
         mean = (F.elu(self.before(features)) * kept[..., None]).sum(-2) / number
-        return self.after(torch.cat([mean, number], -1))
+        return self.after(torch.cat([mean, number], -1) if self.counts else mean)
 
     def encoded(self, sets: Tensor) -> Tensor:
         """The features [N, n, D] of sets of images [N, n, C, H, W]."""
@@ -157,7 +169,7 @@ class NeuralStatistician(Method):
         return support
 
     def predict(self, state: Examples, x: Tensor) -> Tensor:
-        features = self.backbone(torch.cat([state.x, x]).round())
+        features = self.backbone(self.seen(torch.cat([state.x, x])))
         member = F.one_hot(state.y, state.ways).to(features.dtype).mT  # [N, n]
         classes = self.pool(features[: len(state.x)].expand(state.ways, -1, -1), member)
         return self.logits(classes, features[len(state.x) :])
@@ -187,8 +199,14 @@ class NeuralStatistician(Method):
         }
         return loss, logs
 
+    def seen(self, x: Tensor) -> Tensor:
+        """Test images, black and white; real numbers as they are."""
+        return x.round() if self.likelihood == "bernoulli" else x
+
     def drawn(self, sets: Tensor, key: Tensor) -> Tensor:
-        """Training images [N, n, C, H, W], some of them thicker, black and white by chance."""
+        """Training images [N, n, C, H, W], some of them thicker, black and white by chance; real numbers as they are."""
+        if self.likelihood == "gaussian":
+            return sets
         thick = uniform(key, 0, sets.shape[:2], sets) < self.dilate
         thicker = F.max_pool2d(F.pad(sets.flatten(0, 1), (0, 1, 0, 1)), 2, stride=1).unflatten(0, sets.shape[:2])
         sets = torch.where(thick[..., None, None, None], thicker, sets)
@@ -204,18 +222,28 @@ class NeuralStatistician(Method):
         own = c[:, None].expand(-1, size, -1)
         codes = self.posterior(torch.cat([features, own], -1))
         z = codes.sample(normal(key, 4, (ways, size, self.code), features))
-        pixels = self.decoder(torch.cat([own, z], -1).flatten(0, 1)).reshape(sets.shape)
-        # log p(x): x log s(l) + (1 - x) log(1 - s(l)), for pixels x of 0 and 1
-        reconstruction = -F.softplus(torch.where(sets > 0.5, -pixels, pixels)).flatten(2).sum(-1).mean(-1)
+        reconstruction = self.log_likelihood(sets, torch.cat([own, z], -1)).mean(-1)
         prior = Gaussian(*(value[:, None] for value in self.prior(c)))
         nothing = Gaussian(torch.zeros_like(context.mean), torch.zeros_like(context.log_var))
         return reconstruction, kl(codes, prior).mean(-1), kl(context, nothing) / size
 
+    def log_likelihood(self, sets: Tensor, latent: Tensor) -> Tensor:
+        """log p(x | z, c), [N, n], of sets [N, n, C, H, W], with context and code of each image, [N, n, context + code]."""
+        decoded = self.decoder(latent.flatten(0, 1))
+        if self.likelihood == "bernoulli":  # x log s(l) + (1 - x) log(1 - s(l)), for pixels x of 0 and 1
+            logits = decoded.reshape(sets.shape)
+            return -F.softplus(torch.where(sets > 0.5, -logits, logits)).flatten(2).sum(-1)
+        mean, log_var = (part.reshape(sets.shape) for part in decoded.flatten(1).chunk(2, -1))
+        log_var = log_var.clamp(-10, 10)
+        return -((sets - mean).square() * (-log_var).exp() + log_var + math.log(2 * math.pi)).flatten(2).sum(-1) / 2
+
     def imagined(self, sets: Tensor, number: int) -> Tensor:
         """For each of N sets of images [N, n, C, H, W] `number` new ones, [N, number, C, H, W]: the mean of p(x | z, c), with c
         at the mean of q(c | D) and z drawn from p(z | c)."""
-        c = self.gather(sets.round()).mean
+        c = self.gather(self.seen(sets)).mean
         normals = normal(torch.zeros((), dtype=torch.long, device=c.device), 0, (len(c), number, self.code), c)
         prior = Gaussian(*(value[:, None] for value in self.prior(c)))
         latent = torch.cat([c[:, None].expand(-1, number, -1), prior.sample(normals)], -1).flatten(0, 1)
-        return self.decoder(latent).sigmoid().reshape(len(c), number, *sets.shape[2:])
+        decoded = self.decoder(latent)
+        mean = decoded.sigmoid() if self.likelihood == "bernoulli" else decoded.flatten(1).chunk(2, -1)[0]
+        return mean.reshape(len(c), number, *sets.shape[2:])
