@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mamllit.backbones import fast
+from mamllit.backbones.dropout import check_dropout, dropped, key_of_images
 from mamllit.backbones.norm import BatchStatNorm
 from mamllit.backbones.sizes import DATA, Size, number
 
@@ -22,8 +23,7 @@ class SameConv2d(nn.Module):
     """Convolution with TensorFlow's SAME padding.
 
     Args:
-        in_channels, out_channels: sizes.
-        kernel: side of the square kernel.
+        in_channels, out_channels, kernel: sizes; the kernel is square.
         stride: of both dimensions.
         implementation: as in `Conv4`.
         add_bias: False leaves the bias to a norm that follows and would take it away again.
@@ -84,6 +84,7 @@ class Conv4(nn.Module):
         implementation: "plain" is PyTorch's own layers. "fast" computes the same with the operators of `mamllit.kernels`, made
             for weights that differ per task and for derivatives of derivatives. Norm, ReLU and pooling are then one operator,
             and a hook on a norm is not called.
+        dropout: share of each block's output that is set to 0 in training, see `mamllit.backbones.dropout`.
         conv_algorithm: what older configurations say: "per_task" for "fast", "conv2d" for "plain".
 
     Shape: [n, in_channels, H, W] -> [n, out_features].
@@ -104,6 +105,7 @@ class Conv4(nn.Module):
         norm_eps: float = 1e-3,
         implementation: Implementation = "plain",
         conv_algorithm: Literal["per_task", "conv2d"] | None = None,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if conv_algorithm is not None:
@@ -111,9 +113,10 @@ class Conv4(nn.Module):
         if downsample not in ("stride", "max_pool"):
             raise ValueError(f"downsample is {downsample!r}; it must be 'stride' or 'max_pool'")
         check_implementation(implementation)
+        check_dropout(dropout)
         in_channels, image_size = number("in_channels", in_channels), number("image_size", image_size)
         out_features = None if out_features is None else number("out_features", out_features)
-        self.in_channels, self.image_size, self.out_features = in_channels, image_size, out_features
+        self.in_channels, self.image_size, self.out_features, self.dropout = in_channels, image_size, out_features, dropout
         self.downsample, self.pooled, self.implementation = downsample, downsample == "max_pool", implementation
         channels = [in_channels, filters, filters, filters, filters]
         self.convs = nn.ModuleList(
@@ -121,9 +124,7 @@ class Conv4(nn.Module):
             for a, b in zip(channels[:-1], channels[1:], strict=True)
         )
         self.norms = nn.ModuleList(BatchStatNorm(filters, norm_eps, norm_scale) for _ in self.convs)
-        side = image_size
-        for _ in self.convs:
-            side = side // 2 if self.pooled else -(-side // 2)
+        side = image_size // 16 if self.pooled else -(-image_size // 16)  # halved four times
         if side < 1:
             raise ValueError(f"image_size is {image_size}; four 2x2 poolings need at least 16")
         self.feature_size = features = filters * side**2 if self.pooled else filters
@@ -137,14 +138,14 @@ class Conv4(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """What the head sees, [n, features]."""
-        for convolve, norm in zip(self.convs, self.norms, strict=True):
-            x = convolve(x)
+        key = key_of_images(x) if self.dropout and self.training else None
+        for block, (convolve, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             if self.implementation == "fast":
-                x = fast.norm_relu(x, norm, convolve.bias, self.pooled)  # type: ignore[arg-type]
-                continue
-            x = F.relu(norm(x))
-            if self.pooled:
-                x = F.max_pool2d(x, 2)
+                x = fast.norm_relu(convolve(x), norm, convolve.bias, self.pooled)  # type: ignore[arg-type]
+            else:
+                x = F.relu(norm(convolve(x)))
+                x = F.max_pool2d(x, 2) if self.pooled else x
+            x = x if key is None else dropped(x, self.dropout, key, block)
         return x.permute(0, 2, 3, 1).flatten(1) if self.pooled else x.mean((2, 3))  # in the order of the authors' code
 
     def forward(self, x: Tensor) -> Tensor:

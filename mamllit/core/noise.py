@@ -24,6 +24,11 @@ def episode_key(support: Examples) -> Tensor:
     return _mixed(_digest(support.x) ^ _mixed(_digest(support.y)))
 
 
+def key_of(values: Tensor) -> Tensor:
+    """The key of any tensor of numbers, a scalar int64 in [0, 2**32), from its bits, for what sees no episode."""
+    return _mixed(_digest(values))
+
+
 def uniform(key: Tensor, stream: int, shape: Sequence[int], like: Tensor) -> Tensor:
     """Numbers in (0, 1), of `shape`, with the device of `like`; float32, which a narrower dtype would round to 0 and 1.
 
