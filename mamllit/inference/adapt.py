@@ -132,6 +132,7 @@ def fitted(
         method=candidates(seen)[name](x),
         steps=steps,
         batch_norm=settings.batch_norm,
+        unsure=settings.unsure,
     )
     if weighed(classifier.method, classifier.support) is not classifier.support:
         largest = max(map(len, by_class.values()))

@@ -119,6 +119,7 @@ class Classifier:
         temperature: of the probabilities; None where they are not calibrated.
         estimates: of the head, and of others that it was compared with.
         pictures: thumbnails of the n support images, where it was loaded: it says on any machine what an image resembles.
+        unsure: predictions of a lower probability are marked, unless one asks for another bound.
     """
 
     classes: tuple[str, ...]
@@ -133,6 +134,7 @@ class Classifier:
     temperature: float | None = None
     estimates: tuple[HeadEstimate, ...] = ()
     pictures: tuple[bytes, ...] = ()
+    unsure: float = 0.5
 
     def probabilities(self, x: Tensor) -> Tensor:
         """[M, N] for inputs as the head sees them."""
@@ -159,7 +161,7 @@ class Classifier:
         path, seen = check_name(path), self.seen
         entries: dict[str, Any] = {
             "format": FORMAT, "classes": self.classes, "names": self.names, "head": self.head,
-            "steps": self.steps, "batch_norm": self.batch_norm, "temperature": self.temperature,
+            "steps": self.steps, "batch_norm": self.batch_norm, "temperature": self.temperature, "unsure": self.unsure,
             "estimates": [asdict(entry) for entry in self.estimates],
         }  # fmt: skip
         if isinstance(seen, TimmFeatures):
@@ -247,6 +249,7 @@ def _loaded(entries: dict[str, Any], stored: dict[str, Tensor], trusted: Sequenc
         temperature=entries["temperature"],
         estimates=tuple(HeadEstimate(**{**entry, "ci95": tuple(entry["ci95"])}) for entry in entries["estimates"]),
         pictures=pictures,
+        unsure=entries.get("unsure", 0.5),  # an older file does not say
     )
 
 

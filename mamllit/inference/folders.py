@@ -60,7 +60,7 @@ def predict_folder(
     classifier: str | Path,
     query: str | Path,
     out: str | Path = "predicted",
-    unsure: float = 0.5,
+    unsure: float | None = None,
     report: bool = True,
     cache_dir: str | Path | None = None,
     trusted: Sequence[str] = (),
@@ -74,7 +74,7 @@ def predict_folder(
         classifier: the file.
         query: a folder of images, flat or nested.
         out: folder for the files; made where it is missing.
-        unsure: predictions of a lower probability are marked.
+        unsure: predictions of a lower probability are marked; None for the bound that `mamllit adapt` had.
         report: write `report.html`, too; without it many large images take less time.
         cache_dir: a folder for the features, where the folder of images cannot be written.
         trusted: your own packages whose classes the classifier's checkpoint may make; their code is run.
@@ -86,14 +86,15 @@ def predict_folder(
         PermissionError, NotADirectoryError: if `out` cannot be written, before anything is computed.
     """
     start = time.perf_counter()
-    check_share(unsure)
+    if unsure is not None:
+        check_share(unsure)
     folder, root = Path(out).expanduser(), Path(query).expanduser()
     loaded, files = load_classifier(classifier, trusted), query_files(root)
     _make(folder)
     x, problem = seen_of(loaded.seen, root, files, cache_dir, progress)
     others = left_out(root)
     notes = (*((f"{query}: not read, for their endings: {others}",) if others else ()), *((problem,) if problem else ()))
-    found = outcome(loaded, files, x, root, unsure, notes, start)
+    found = outcome(loaded, files, x, root, loaded.unsure if unsure is None else unsure, notes, start)
     found.write_csv(folder / CSV)
     if report:
         write_report(found, folder / REPORT)

@@ -3,6 +3,7 @@
 import os
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -229,7 +230,8 @@ def test_a_saved_classifier_names_no_folder_and_shows_what_it_learned_from_anywh
 ) -> None:
     home = tmp_path / "home"
     support, query = toy_folders(home)
-    given = Settings(checkpoint=export(toy_run(home / "run"))) if by == "checkpoint" else settings
+    settings = replace(settings, unsure=0.9)
+    given = Settings(checkpoint=export(toy_run(home / "run")), unsure=0.8) if by == "checkpoint" else settings
     saved = home / "c.safetensors"
     if by == "files":
         fitted({name: sorted((support / name).iterdir()) for name in "abc"}, query, given)[1].save(saved)
@@ -239,6 +241,7 @@ def test_a_saved_classifier_names_no_folder_and_shows_what_it_learned_from_anywh
     home.rename(there)
     assert str(home).encode() not in (there / "c.safetensors").read_bytes()
     found = predict_folder(there / "c.safetensors", there / "query", there / "later")
+    assert found.unsure_below == given.unsure
     assert found.support_names == tuple(f"{name}/{i}.png" for name in "abc" for i in range(2))
     page = (there / "later/report.html").read_text()
     assert page.count("background-image:url(data:image/jpeg;base64,/9j/") == 6 and "no longer there" not in page
