@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tabled import data
 from tabled.minutes import draw, minutes
-from tabled.others import any_ways, methods, own_sets, plain_loops, speed, templates
+from tabled.others import any_ways, methods, metric_loops, own_sets, plain_loops, speed, templates
 from tabled.results import begun, finished, images, regression, returns, streams
 
 DOCUMENTS = ("README.md", "experiments/**/*.md", "docs/**/*.md")
@@ -32,6 +32,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "returns": returns,
     "speed": speed,
     "plain_loops": plain_loops,
+    "metric_loops": metric_loops,
     "own_sets": own_sets,
     "any_ways": any_ways,
     "templates": templates,

@@ -50,6 +50,7 @@ ELSEWHERE = {  # commands that other tests run, or that need a cluster, an accou
     "python experiments/benchmarks/embedding.py": "tests/benchmarks/test_embedding.py",
     "python experiments/benchmarks/acting.py": "tests/benchmarks/test_acting.py",
     "python experiments/benchmarks/plain_loops.py": "tests/benchmarks/test_plain_loops.py",
+    "python experiments/benchmarks/metric_loops.py": "tests/benchmarks/test_metric_loops.py",
     "experiments/benchmarks/gpu.sh": "docs/speed.md",  # which says that GPUs were not measured
 }
 # a command with one of these is parsed, not executed

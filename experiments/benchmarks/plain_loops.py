@@ -8,8 +8,6 @@ gradients of the two. Seconds are of the clock and of the CPU. Writes plain_loop
 import argparse
 import csv
 import json
-import statistics
-import time
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -19,15 +17,16 @@ import torch
 import yaml
 from suite.costs import EXPERIMENTS
 from suite.peers.cell import method_of
-from suite.plain_loops import PAIRS, Step, batch_of, plainly
+from suite.plain_loops import PAIRS, batch_of, plainly
 from suite.report import duration, facts
+from suite.turns import KINDS, RATIOS, alternate
 
 from mamllit.kernels.malloc import keep_memory
 
 COLUMNS = ["system", "cell", "threads", "rounds", "steps", "first_seconds"] + [
-    f"{who}_{what}" for who in ("mamllit", "plain") for what in ("clock", "cpu")
+    f"{who}_{what}" for who in ("mamllit", "plain") for what in KINDS
 ]  # fmt: skip
-COLUMNS += [f"{clock}_ratio_{which}" for clock in ("clock", "cpu") for which in ("median", "min", "max")]
+COLUMNS += RATIOS
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -46,35 +45,18 @@ def document_of(system: str) -> dict[str, Any]:
     return document
 
 
-def turn(step: Step, batch: Any, steps: int) -> tuple[float, float]:
-    """Seconds of a step by the clock, and of the CPU."""
-    clock, cpu = time.perf_counter(), time.process_time()
-    for _ in range(steps):
-        step(batch)
-    return (time.perf_counter() - clock) / steps, (time.process_time() - cpu) / steps
-
-
 def measured(system: str, document: dict[str, Any], rounds: int, seconds: float) -> dict[str, Any]:
     """The record of a system with the settings of a YAML."""
     cell, own, loop = PAIRS[system]
     method, plain = method_of(document), method_of(plainly(document))
     plain.load_state_dict(method.state_dict())
     batch, pair = batch_of(document), [own(method, document), loop(plain, document)]
-    first = turn(pair[0], batch, 1)[0]
-    once = min(max(turn(step, batch, 2)[0] for step in pair), seconds)
-    steps = max(1, round(seconds / once))
-    turns = [[turn(step, batch, steps) for step in pair] for _ in range(rounds)]
-    record: dict[str, Any] = {
-        "system": system, "cell": cell, "threads": torch.get_num_threads(), "rounds": rounds, "steps": steps,
-        "first_seconds": max(first - turns[0][0][0], 0.0),
+    turns = alternate(pair, batch, rounds, seconds)
+    seconds_of = {f"{who}_{kind}": turns.median(i, kind) for i, who in enumerate(("mamllit", "plain")) for kind in KINDS}
+    return {
+        "system": system, "cell": cell, "threads": torch.get_num_threads(), "rounds": rounds, "steps": turns.steps,
+        "first_seconds": max(turns.first[0] - turns.rounds[0][0][0], 0.0), **seconds_of, **turns.ratios(1),
     }  # fmt: skip
-    for kind, clock in enumerate(("clock", "cpu")):
-        for place, who in enumerate(("mamllit", "plain")):
-            record[f"{who}_{clock}"] = statistics.median(each[place][kind] for each in turns)
-        ratios = [plain[kind] / own[kind] for own, plain in turns]
-        for which, value in (("median", statistics.median(ratios)), ("min", min(ratios)), ("max", max(ratios))):
-            record[f"{clock}_ratio_{which}"] = value
-    return record
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

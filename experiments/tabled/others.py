@@ -11,6 +11,7 @@ from tabled import data
 
 KEYS = ("median", "min", "max")  # of ratios
 EQUAL = 1e-6  # apart, two shares of the same hits differ in rounding alone
+PROTOTYPICAL = ("plain PyTorch", "easyfsl", "learn2learn")
 COMPETITORS = {"learn2learn": "learn2learn", "autograd": "plain autograd", "torchopt": "TorchOpt", "higher": "higher"}
 
 
@@ -55,6 +56,37 @@ def plain_loops() -> str:
 
     found = list(rows())
     header = ["machine, commit", "system", "threads", "mamllit", "plain loop / mamllit", "by CPU time"]
+    return data.markdown(header, iter(found)) if found else "Not measured yet.\n"
+
+
+def metric_loops() -> str:
+    """Images per second of a prototypical training step, and how long others take for the same step."""
+
+    def rows() -> Iterator[list[str]]:
+        for folder in sorted(path.parent for path in (data.RESULTS / "speed").glob("*/metric_loops.csv")):
+            machine, table = _measured(folder, "metric_loops.csv")
+            for row in dict.fromkeys(entry["row"] for entry in table):
+                here = {entry["competitor"]: entry for entry in table if entry["row"] == row}
+                base = here["mamllit"]
+                for name in PROTOTYPICAL:
+                    begins = [machine, f"`{row}`", base["threads"], f"{float(base['images_per_second']):.0f}", name]
+                    if (entry := here.get(name)) is None:
+                        yield [*begins, "not installed", "", ""]
+                        continue
+                    kinds = ({f"ratio_{key}": entry[f"{kind}_ratio_{key}"] for key in KEYS} for kind in ("clock", "cpu"))
+                    yield [*begins, f"{float(entry['images_per_second']):.0f}", *(_ratio(kind) for kind in kinds)]
+
+    found = list(rows())
+    header = [
+        "machine, commit",
+        "row",
+        "threads",
+        "mamllit, images/s",
+        "beside",
+        "images/s",
+        "its time / mamllit's",
+        "by CPU time",
+    ]
     return data.markdown(header, iter(found)) if found else "Not measured yet.\n"
 
 

@@ -61,6 +61,21 @@ def test_plain_loops_are_listed_once_measured(tmp_path: Path, monkeypatch: pytes
     assert len(others.speed().splitlines()) == 2  # no row of what has no steps.csv
 
 
+def test_metric_loops_are_listed_once_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "RESULTS", tmp_path)
+    assert others.metric_loops() == "Not measured yet.\n"
+    (folder := tmp_path / "speed" / "here").mkdir(parents=True)
+    (folder / "facts.json").write_text(json.dumps({"processor": "one core", "commit": "0123456789"}))
+    ratios = [f"{kind}_ratio_{which}" for kind in ("clock", "cpu") for which in ("median", "min", "max")]
+    lines = [",".join(["row", "competitor", "threads", "images_per_second", *ratios])]
+    lines += ["toy,mamllit,1,250.4,1,1,1,1,1,1", "toy,plain PyTorch,1,125.2,2,1,3,12,11,13"]
+    (folder / "metric_loops.csv").write_text("\n".join(lines) + "\n")
+    *_, plain, _, absent = others.metric_loops().splitlines()
+    begins = "| one core, `0123456` | `toy` | 1 | 250 |"
+    assert plain == f"{begins} plain PyTorch | 125 | 2.00 (1.00 to 3.00) | 12.0 (11.0 to 13.0) |"
+    assert absent == f"{begins} learn2learn | not installed |  |  |"
+
+
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository with one experiment of 100 iterations and a README with its table."""

@@ -17,7 +17,7 @@ from suite.driver import ROOT
 from suite.floor import analytic_flops
 from suite.steps import Measured, ratios
 
-PACKAGES = ("torch", "lightning", "learn2learn", "higher", "torchopt", "jax", "jaxlib", "optax", "numpy")
+PACKAGES = ("torch", "lightning", "learn2learn", "easyfsl", "higher", "torchopt", "jax", "jaxlib", "optax", "numpy")
 BASES = ("mamllit", "mamllit-eager")
 COLUMNS = [
     "row", "group", "competitor", "device", "threads", "tasks", "ways", "shots", "queries", "inner_steps", "first_order",
