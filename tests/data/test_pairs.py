@@ -15,7 +15,8 @@ from mamllit.backbones import KochNet
 from mamllit.core.tree import item
 from mamllit.data import ClassPool, OmniglotPairsDataModule
 from mamllit.data.images import ImageDraw
-from mamllit.data.pairs import DRAWERS, HIGH, LOW, NONE, PairDraw, alphabets, distorted, draw_pairs, draw_trials, drawn_by
+from mamllit.data.pair_draws import HIGH, LOW, NONE, PairDraw, alphabets, distorted, draw_pairs, draw_trials
+from mamllit.data.pairs import DRAWERS, drawn_by
 from mamllit.engine.evaluation import evaluate
 from mamllit.methods import SiameseNetworks
 from mamllit.objectives import Classification
