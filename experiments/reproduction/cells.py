@@ -121,7 +121,8 @@ def _start(document: Mapping[str, Any], documents: Mapping[Path, Any], table: st
     root = str(Path(begun).parent)
     for path, other in documents.items():
         if (other.get("trainer") or {}).get("default_root_dir") == root:
-            return Cell(str(path.relative_to(experiments).with_suffix("")), table, _relative(path), other)
+            name, start = str(path.relative_to(experiments).with_suffix("")), _start(other, documents, table, experiments)
+            return Cell(name, table, _relative(path), other, start)
     raise ValueError(f"init_from is {begun!r}, and no experiment has its runs in {root}")
 
 

@@ -53,14 +53,15 @@ def _value(entry: dict[str, Any], step: int) -> tuple[float, float]:
 
 
 def _before(started_from: dict[str, Any] | None) -> float:
-    """Seconds of the training with whose weights a run began."""
+    """Seconds of the training with whose weights a run began, and of what that one began with."""
     if started_from is None:
         return 0.0
     match = re.fullmatch(r"runs/(.+)/seed_(\d+)/checkpoints/.+", started_from["name"])
     known = {cell.name: cell for cell in cells()}
     if match is None or match[1] not in known:
         raise ValueError(f"{started_from['name']} is of no run in {RESULTS}: file that one first, by `mamllit results add`")
-    return float(known[match[1]].seeds[int(match[2])]["seconds"])
+    record = known[match[1]].seeds[int(match[2])]
+    return float(record["seconds"]) + _before(record.get("started_from"))
 
 
 def minutes() -> str:

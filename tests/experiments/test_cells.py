@@ -95,7 +95,9 @@ def test_recipes_are_cells_of_their_own_and_know_what_they_begin_with() -> None:
     assert set(recipes) == {f"recipes/{path.stem}" for path in EXPERIMENTS.glob("recipes/*.yaml")}
     start = recipes["recipes/mini_imagenet_5way_1shot"].start
     assert start is not None
-    assert (start.name, start.max_steps) == ("pretrain/mini_imagenet_conv4_32", 6000)
+    assert (start.name, start.max_steps) == ("pretrain/mini_imagenet_conv4_32_cosine", 1500)
+    assert start.start is not None
+    assert (start.start.name, start.start.max_steps) == ("pretrain/mini_imagenet_conv4_32", 6000)
     assert recipes["recipes/omniglot_20way_1shot"].start is None
 
 
