@@ -6,6 +6,7 @@ from mamllit.callbacks.figures import AdaptationFigures
 from mamllit.callbacks.progress import StepProgressBar
 from mamllit.callbacks.results import ResultWriter
 from mamllit.callbacks.start_from import StartFrom
+from mamllit.callbacks.steepness import SteepnessAlarm
 from mamllit.callbacks.tuning import TunedStepSize
 from mamllit.callbacks.video import AdaptationVideo
 from mamllit.runs.checkpoint_io import DurableCheckpointIO
@@ -19,6 +20,7 @@ __all__ = [
     "DurableCheckpointIO",
     "ResultWriter",
     "StartFrom",
+    "SteepnessAlarm",
     "StepProgressBar",
     "Stopped",
     "TunedStepSize",
