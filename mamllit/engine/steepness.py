@@ -1,9 +1,9 @@
 """Whether an inner loop can converge: how steep the loss is that it descends, in units of its own step.
 
-An inner step phi <- G(phi) multiplies small differences by the Jacobian G' of G. For gradient descent that is I - inner_lr H, with
-H the Hessian of the support loss: along an eigenvector of H whose eigenvalue exceeds 2 / inner_lr, every step goes further past
-the minimum than the last. The largest eigenvalue of I - G' says this of any inner loop, one with learned step sizes or a proximal
-term too; 2 is its bound.
+An inner step phi <- G(phi) multiplies small differences by the Jacobian G' of G. For gradient descent that is I - inner_lr H,
+with H the Hessian of the support loss: along an eigenvector of H whose eigenvalue exceeds 2 / inner_lr, every step goes
+further past the minimum than the last. The largest eigenvalue of I - G' says this of any inner loop, one with learned step
+sizes or a proximal term too; 2 is its bound.
 """
 
 import copy
