@@ -93,7 +93,7 @@ def test_what_has_no_method_is_no_cell(file: str) -> None:
 def test_recipes_are_cells_of_their_own_and_know_what_they_begin_with() -> None:
     recipes = {cell.name: cell for cell in find_cells(EXPERIMENTS, "all", recipe=True)}
     assert set(recipes) == {f"recipes/{path.stem}" for path in EXPERIMENTS.glob("recipes/*.yaml")}
-    start = recipes["recipes/mini_imagenet_5way_1shot"].start
+    start = recipes["recipes/mini_imagenet_5way_nearest_neighbour"].start
     assert start is not None
     assert (start.name, start.max_steps) == ("pretrain/mini_imagenet_conv4_32_cosine", 1500)
     assert start.start is not None
