@@ -49,7 +49,7 @@ def cells(row: str, patterns: Sequence[str] = ()) -> list[Path]:
         if method is None or document["trainer"]["max_steps"] == 0:  # a sweep; a pre-training; a method that is only tested
             continue
         arguments = method["init_args"]
-        if "inner_steps" not in arguments:
+        if not arguments.get("inner_steps"):
             continue
         images = arguments["backbone"]["class_path"].endswith("Conv4")
         if images == (row != "sine") and not document["data"]["init_args"].get("reveal_task"):

@@ -202,7 +202,7 @@ class PlainStatistician(Step):
         kept[:, 0] = True
         number = kept.sum(1, keepdim=True).to(x.dtype)
         pooled = (F.elu(m.before(features)).unflatten(0, (ways, size)) * kept[..., None]).sum(1) / number
-        c_mean, c_log_var = m.after(torch.cat([pooled, number], 1))
+        c_mean, c_log_var = m.after(torch.cat([pooled, number], 1) if m.counts else pooled)
         context_noise, code_noise = self.normals or (torch.randn_like(c_mean), x.new_empty(ways * size, m.code).normal_())
         c = c_mean + (c_log_var / 2).exp() * context_noise
         own = c.repeat_interleave(size, 0)
