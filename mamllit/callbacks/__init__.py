@@ -5,8 +5,8 @@ from mamllit.callbacks.dashboard import WandbDashboard
 from mamllit.callbacks.figures import AdaptationFigures
 from mamllit.callbacks.progress import StepProgressBar
 from mamllit.callbacks.results import ResultWriter
+from mamllit.callbacks.sharpness import SharpnessAlarm
 from mamllit.callbacks.start_from import StartFrom
-from mamllit.callbacks.steepness import SteepnessAlarm
 from mamllit.callbacks.tuning import TunedStepSize
 from mamllit.callbacks.video import AdaptationVideo
 from mamllit.runs.checkpoint_io import DurableCheckpointIO
@@ -19,8 +19,8 @@ __all__ = [
     "CollapseAlarm",
     "DurableCheckpointIO",
     "ResultWriter",
+    "SharpnessAlarm",
     "StartFrom",
-    "SteepnessAlarm",
     "StepProgressBar",
     "Stopped",
     "TunedStepSize",

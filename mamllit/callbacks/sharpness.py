@@ -7,17 +7,17 @@ import torch
 
 from mamllit.core.tree import item, tree_map
 from mamllit.data import EpisodicDataModule
-from mamllit.engine.steepness import steepness
+from mamllit.engine.sharpness import sharpness
 from mamllit.methods import InnerLoopMethod
 from mamllit.systems import MetaLearner
 
-BOUND = 2.0  # see `mamllit.engine.steepness`
+BOUND = 2.0  # see `mamllit.engine.sharpness`
 
 
-class SteepnessAlarm(L.Callback):
-    """After each validation of a fit, log how steep the support losses of validation tasks are, in units of the inner step.
+class SharpnessAlarm(L.Callback):
+    """After each validation of a fit, log how sharp the support losses of validation tasks are, in units of the inner step.
 
-    `steepness/median` and `steepness/largest` over the tasks, and `steepness/above_2`, the share of them beyond the bound,
+    `sharpness/median` and `sharpness/largest` over the tasks, and `sharpness/above_2`, the share of them beyond the bound,
     where each inner step overshoots by more than the last. It warns once, when the first task is there.
 
     Args:
@@ -37,7 +37,7 @@ class SteepnessAlarm(L.Callback):
         method = getattr(pl_module, "method", None)
         if not isinstance(pl_module, MetaLearner) or not isinstance(method, InnerLoopMethod):
             raise TypeError(
-                f"SteepnessAlarm watches inner loops on examples, and {type(method).__name__} has none here; leave it out"
+                f"SharpnessAlarm watches inner loops on examples, and {type(method).__name__} has none here; leave it out"
             )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -48,11 +48,11 @@ class SteepnessAlarm(L.Callback):
         evaluation = data.evaluation_sets("val")[0]
         episodes = data.episodes(evaluation, 0, min(self.tasks, evaluation.episodes)).episodes
         support = tree_map(lambda tensor: tensor.to(pl_module.device), episodes.support)
-        found = torch.tensor([steepness(method, item(support, i)) for i in range(len(support.x))])
+        found = torch.tensor([sharpness(method, item(support, i)) for i in range(len(support.x))])
         above = int((~(found <= BOUND)).sum())
         values = {"median": float(found.median()), "largest": float(found.max()), "above_2": above / len(found)}
         for logger in trainer.loggers:
-            logger.log_metrics({f"steepness/{name}": value for name, value in values.items()}, trainer.global_step)
+            logger.log_metrics({f"sharpness/{name}": value for name, value in values.items()}, trainer.global_step)
         if above and not self._told:
             self._told = True
             warnings.warn(

@@ -1,4 +1,4 @@
-"""Whether an inner loop can converge: how steep the loss is that it descends, in units of its own step.
+"""Whether an inner loop can converge: the sharpness of its loss, in units of its own step.
 
 An inner step phi <- G(phi) multiplies small differences by the Jacobian G' of G. For gradient descent that is I - inner_lr H,
 with H the Hessian of the support loss: along an eigenvector of H whose eigenvalue exceeds 2 / inner_lr, every step goes
@@ -19,7 +19,7 @@ from mamllit.methods import InnerLoopMethod
 APART = 1e-6  # of two points, relative to the length of the state, in double precision
 
 
-def steepness(method: InnerLoopMethod, support: Examples, iterations: int = 20) -> float:
+def sharpness(method: InnerLoopMethod, support: Examples, iterations: int = 20) -> float:
     """The largest eigenvalue of I - G', G the first inner step of `method` on the `support` of one task, by power iteration.
 
     Differences of G in double precision take the place of derivatives, so that first-order steps and operators without a
@@ -27,7 +27,7 @@ def steepness(method: InnerLoopMethod, support: Examples, iterations: int = 20) 
 
     >>> from mamllit import MAML, MLP, Examples, Regression
     >>> method = MAML(MLP(1, [8], 1), Regression(), inner_lr=0.01, inner_steps=1, reduction="mean")
-    >>> 0 < steepness(method, Examples(torch.rand(10, 1), torch.rand(10, 1))) < 2
+    >>> 0 < sharpness(method, Examples(torch.rand(10, 1), torch.rand(10, 1))) < 2
     True
     """
     method = copy.deepcopy(method).double().eval()
