@@ -22,19 +22,31 @@ def norm_relu(x: Tensor, norm: nn.Module, bias: Tensor, pool: bool) -> Tensor:
     """relu(norm(x + bias)), where `pool` followed by 2x2 max-pooling.
 
     The norm takes `bias` [C] away again, so that only its gradient of zero is left of it. Norms of another kind, and those
-    whose statistics are not those of the whole batch, run as they are.
+    whose statistics are not those of the whole batch, run as they are, if after the pooling where that gives the same.
     """
-    if type(norm) is not BatchStatNorm or not norm.by_batch:
+    own = norm if type(norm) is BatchStatNorm and not norm.watched else None
+    if own is None or not own.by_batch:
+        if own is not None and own.gamma is None and pool:
+            return _pooled_first(x, own, bias.view(-1, 1, 1))
         z = torch.relu(norm(x + bias.view(-1, 1, 1)))
         return F.max_pool2d(z, 2) if pool else z
     x = (wide(x) if torch.is_autocast_enabled(x.device.type) else x).permute(0, 2, 3, 1)
-    shift = norm.beta + 0 * bias
-    if norm.gamma is not None:
-        z = normalise(x, torch.zeros_like(shift), norm.eps, relu=False)
-        z = torch.relu(torch.addcmul(shift, z, norm.gamma))
+    shift = own.beta + 0 * bias
+    if own.gamma is not None:
+        z = normalise(x, torch.zeros_like(shift), own.eps, relu=False)
+        z = torch.relu(torch.addcmul(shift, z, own.gamma))
     elif pool and x.device.type == "cpu":
-        return pooled_norm(x, shift, norm.eps).permute(0, 3, 1, 2)
+        return pooled_norm(x, shift, own.eps).permute(0, 3, 1, 2)
     else:
-        z = normalise(x, shift, norm.eps, relu=True)
+        z = normalise(x, shift, own.eps, relu=True)
     z = z.permute(0, 3, 1, 2)
     return F.max_pool2d(z, 2) if pool else z
+
+
+def _pooled_first(x: Tensor, norm: BatchStatNorm, bias: Tensor) -> Tensor:
+    """The same by other statistics than the batch's own: without a gamma the largest pixel stays the largest, so that a
+    quarter of the numbers is left to normalise."""
+    x = wide(x) if torch.is_autocast_enabled(x.device.type) else x
+    mean, variance = norm.moments(x)  # of x without its bias, but where they are given
+    pooled = F.max_pool2d(x, 2) + bias
+    return torch.relu(norm.placed(pooled, mean if norm.statistics is not None else mean + bias, variance))

@@ -53,10 +53,10 @@ def normalised_by_population(module: Module, network: str, batches: Iterable[Ten
         found[norm].append((x.mean(others), x.var(others, correction=0)))
 
     handles = [norm.register_forward_pre_hook(note) for norm in norms]
+    for norm in norms:
+        norm.watched = True
     with torch.no_grad():
         for images in batches:
-            for norm in norms:
-                norm.statistics_rows = len(images)  # its first rows, which are all: no fast block steps around the norm
             part_of(images)
     for handle in handles:
         handle.remove()
@@ -64,5 +64,5 @@ def normalised_by_population(module: Module, network: str, batches: Iterable[Ten
         if not found[norm]:
             raise ValueError("there is no batch of images to take statistics from; give one at least")
         mean, variance = (torch.stack(values).mean(0) for values in zip(*found[norm], strict=True))
-        norm.statistics_rows, norm.statistics = None, (mean, variance)
+        norm.watched, norm.statistics = False, (mean, variance)
     return module
