@@ -18,6 +18,7 @@ from pathlib import Path
 from tabled import data
 from tabled.minutes import draw, minutes
 from tabled.others import any_ways, methods, metric_loops, own_sets, plain_loops, speed, templates
+from tabled.paper import table_one
 from tabled.results import begun, finished, images, regression, returns, streams
 
 DOCUMENTS = ("README.md", "experiments/**/*.md", "docs/**/*.md")
@@ -25,6 +26,7 @@ BLOCK = re.compile(r"(^<!-- table: (\w+) -->\n).*?(^<!-- end of table -->$)", re
 TABLES: dict[str, Callable[[], str]] = {
     "methods": methods,
     "finished": finished,
+    "table_one": table_one,
     "begun": begun,
     "images": images,
     "regression": regression,

@@ -332,3 +332,8 @@ def test_readme_can_be_read_in_five_minutes() -> None:
     assert len(README.splitlines()) <= 150
     words = "\n".join(line for line in README.splitlines() if not line.startswith("|"))  # its table grows with what is finished
     assert 3000 <= len(words.encode()) <= 5000
+
+
+def test_readme_lists_every_method() -> None:
+    files = {path.name for path in (ROOT / "mamllit/methods").glob("*.py")} - {"__init__.py", "base.py", "inner_loop_method.py"}
+    assert set(re.findall(r"\(mamllit/methods/(\w+\.py)\)", README)) == files

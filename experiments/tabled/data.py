@@ -74,6 +74,18 @@ def cells() -> list[Cell]:
     return [_cell(name, dict(sorted(seeds.items()))) for name, seeds in sorted(found.items())]
 
 
+def cell(name: str, missing_ok: bool = False) -> Cell | None:
+    """The cell of an experiment, without seeds where it has no result; None for no experiment, if that may be.
+
+    Raises:
+        FileNotFoundError: where there is no such experiment.
+    """
+    known = {cell.name: cell for cell in cells()}
+    if name not in known and missing_ok and not (ROOT / "experiments" / f"{name}.yaml").is_file():
+        return None
+    return known.get(name) or _cell(name, {})
+
+
 def _cell(name: str, seeds: dict[int, dict[str, Any]]) -> Cell:
     text = (ROOT / "experiments" / f"{name}.yaml").read_text(encoding="utf-8")
     return Cell(name, seeds, yaml.safe_load(text), text.split("\n", 1)[0])

@@ -12,7 +12,7 @@ REPOSITORY = Path(__file__).parents[2]
 sys.path.insert(0, str(REPOSITORY / "experiments"))
 import returns_picture  # noqa: E402
 import tables  # noqa: E402
-from tabled import data, minutes, others, results  # noqa: E402
+from tabled import data, minutes, others, paper, results  # noqa: E402
 
 
 def test_every_table_is_what_the_data_say() -> None:
@@ -46,6 +46,23 @@ def test_the_picture_of_returns_is_drawn_from_the_data(tmp_path: Path, monkeypat
     monkeypatch.setattr(sys, "argv", ["returns_picture.py", "--out", str(tmp_path / "returns.png")])
     returns_picture.main()
     assert (tmp_path / "returns.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_the_papers_table_has_each_of_its_numbers_and_says_what_was_not_run() -> None:
+    rows = [line.strip("| ").split(" | ") for line in paper.table_one().splitlines()[2:]]
+    assert len(rows) == sum(map(len, paper.NUMBERS.values())) == 2 + 2 + 5 * 4 + 6 * 2
+    known = {cell.name for cell in data.cells()}
+    for row, (_, _, experiment, _) in zip(
+        rows, [number for numbers in paper.NUMBERS.values() for number in numbers], strict=True
+    ):
+        assert row[1].endswith(f"(experiments/{experiment}.yaml)")
+        assert (row[3] == "not run") == (experiment not in known), row
+    maml = next(
+        row for row in rows if row[:2] == ["Omniglot, 5-way 1-shot", "[MAML](experiments/maml/omniglot_5way_1shot.yaml)"]
+    )
+    assert maml[2:5] == ["98.7 ± 0.4%", "99.0 ± 0.4%", "60,000 / 60,000"]
+    mann = [row for row in rows if row[1] == "[MANN, no convolution](experiments/mann/omniglot_5way.yaml)"]
+    assert [row[2] for row in mann] == ["82.8%", "94.9%"]  # of the 2nd and the 5th image of a class
 
 
 def test_plain_loops_are_listed_once_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
