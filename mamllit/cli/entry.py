@@ -6,13 +6,13 @@ import sys
 import mamllit
 from mamllit.cli import commands
 from mamllit.cli.commands.experiments import resolve
-from mamllit.cli.errors import DEBUG, SAID, one_line
-from mamllit.cli.program import TRAINER_COMMANDS, run
+
+DEBUG = "--debug"
 
 
 def overview() -> str:
     """What `mamllit --help` prints."""
-    every = TRAINER_COMMANDS | commands.summaries()
+    every = commands.TRAINER_COMMANDS | commands.COMMANDS
     lines = [f"  {name:12}{text}" for name, text in every.items()]
     return "\n".join(
         [
@@ -34,7 +34,7 @@ def overview() -> str:
 def main() -> None:
     """Entry point of the `mamllit` command."""
     name, words = (sys.argv[1], sys.argv[2:]) if sys.argv[1:] else ("--help", [])
-    every = [*TRAINER_COMMANDS, *commands.COMMANDS]
+    every = [*commands.TRAINER_COMMANDS, *commands.COMMANDS]
     if name in ("-h", "--help", "help"):
         print(overview())
     elif name == "--version":
@@ -46,8 +46,10 @@ def main() -> None:
     else:
         try:
             _run(name, words)
-        except SAID as error:
-            if DEBUG in words:
+        except Exception as error:
+            from mamllit.cli.errors import SAID, one_line  # with Lightning and W&B, which take seconds to import
+
+            if DEBUG in words or not isinstance(error, SAID):
                 raise
             sys.exit(f"mamllit {name}: {one_line(error)} ({DEBUG} shows where)")
 
@@ -57,4 +59,6 @@ def _run(name: str, words: list[str]) -> None:
         commands.run(name, [word for word in words if word != DEBUG])
     else:
         sys.argv[1:] = [name, *resolve(words)]  # in place: the processes that Lightning starts for other ranks copy it
+        from mamllit.cli.program import run
+
         run()

@@ -8,7 +8,6 @@ from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-DEBUG = "--debug"
 # What says in a sentence what is wrong with a file, a setting or a number; anything else is a fault of the program, and where
 # it is belongs to it.
 SAID = (ValueError, OSError, FloatingPointError, MisconfigurationException, wandb.Error, ArgumentError)

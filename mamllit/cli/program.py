@@ -27,7 +27,9 @@ from mamllit.callbacks import AdaptationFigures, ResultWriter, StepProgressBar, 
 from mamllit.cli import start
 from mamllit.cli.agreement import agree
 from mamllit.cli.assemble import check_written, equip, plugins, refuse_strategy
-from mamllit.cli.errors import DEBUG, Parser
+from mamllit.cli.commands import TRAINER_COMMANDS
+from mamllit.cli.entry import DEBUG
+from mamllit.cli.errors import Parser
 from mamllit.cli.quiet import quiet
 from mamllit.cli.run_directory import is_first_process
 from mamllit.cli.save_config import SaveConfig, plain, seed_name, seed_of
@@ -40,11 +42,6 @@ from mamllit.runs import loggers, tracking
 from mamllit.runs.stopping import CleanStop, last_checkpoint
 from mamllit.systems import EpisodicSystem
 
-TRAINER_COMMANDS = {
-    "fit": "meta-train a method, and test it at the end",
-    "validate": "evaluate a trained method on the meta-val episodes",
-    "test": "evaluate a trained method on the meta-test episodes",
-}
 TRAINER_DEFAULTS: dict[str, Any] = {
     "inference_mode": False,  # adaptation at test time needs gradients
     "max_epochs": -1,  # the stream of episodes has no end; max_steps counts

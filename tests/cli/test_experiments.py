@@ -1,7 +1,9 @@
 """`mamllit experiments`, experiments by name behind `-c`, `mamllit results`, and what `mamllit --help` says."""
 
+import importlib
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,6 +38,21 @@ def test_help_names_this_program_and_its_commands(
         line = next(line for line in printed.splitlines() if line.startswith(f"  {name} "))
         assert len(line.split()) >= 5, f"no word on what {name} does"
     assert "Lightning Trainer" not in printed
+
+
+def test_the_list_says_what_each_command_says_itself() -> None:
+    for name, text in COMMANDS.items():
+        first, *_ = importlib.import_module(f"mamllit.cli.commands.{name}").main.__doc__.splitlines()
+        assert first[:1].lower() + first[1:].rstrip(".") == text
+
+
+@pytest.mark.parametrize("words", [["--help"], ["experiments"], ["fti"]])
+def test_a_list_or_a_mistyped_command_does_not_wait_for_pytorch(words: list[str]) -> None:
+    code = "import sys; from mamllit import cli; sys.argv[1:] = %r\ntry: cli.main()\nfinally: print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code % (words,)], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "False", done.stderr
+    with pytest.raises(AttributeError, match=r"module 'mamllit\.cli' has no attribute 'nothing'; it offers TRAINER_DEFAULTS, "):
+        cli.nothing  # noqa: B018
 
 
 def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,25 +1,27 @@
-"""The commands that need no Trainer. Each is one file with a `main(args)`, whose docstring says what it does."""
+"""The commands, by name, with what each does. Those that need no Trainer are one file each here, with a `main(args)`.
 
-from collections.abc import Callable, Sequence
+A command's file is imported when it runs: PyTorch and Lightning take seconds, and `mamllit --help` or a mistyped name need not
+wait for them.
+"""
 
-from mamllit.cli.commands import adapt, experiments, export, predict, results, rollout
+import importlib
+from collections.abc import Sequence
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    "adapt": adapt.main,
-    "export": export.main,
-    "experiments": experiments.main,
-    "predict": predict.main,
-    "results": results.main,
-    "rollout": rollout.main,
+TRAINER_COMMANDS = {
+    "fit": "meta-train a method, and test it at the end",
+    "validate": "evaluate a trained method on the meta-val episodes",
+    "test": "evaluate a trained method on the meta-test episodes",
+}
+COMMANDS = {
+    "adapt": "learn the classes of one folder of images, by pretrained features or a checkpoint, and predict those of another",
+    "export": "write the trained model of a run, or an adapted classifier, as one file",
+    "experiments": "list the experiments that `-c` takes by name, or copy some of them",
+    "predict": "predict the images of a folder by a classifier that `mamllit adapt --save` wrote",
+    "results": "file what a run measured, for the tables of the documentation",
+    "rollout": "let a trained policy act in a task before and after adapting to it, and film it",
 }
 
 
-def summaries() -> dict[str, str]:
-    """Name -> what the command does, in one line."""
-    lines = {name: (main.__doc__ or "").split("\n")[0].rstrip(".") for name, main in COMMANDS.items()}
-    return {name: line[:1].lower() + line[1:] for name, line in lines.items()}
-
-
 def run(name: str, args: Sequence[str]) -> None:
-    """Run a command."""
-    COMMANDS[name](args)
+    """Run a command of those that need no Trainer."""
+    importlib.import_module(f"mamllit.cli.commands.{name}").main(args)

@@ -11,7 +11,7 @@ from mamllit.inference.settings import Settings
 
 
 def main(args: Sequence[str]) -> None:
-    """Learn the classes of one folder of images, by pretrained features or a checkpoint, and predict the images of another."""
+    """Learn the classes of one folder of images, by pretrained features or a checkpoint, and predict those of another."""
     parser = ArgumentParser(prog="mamllit adapt", description=main.__doc__)
     parser.add_function_arguments(adapt_folder, as_positional=False, skip={"settings"})
     parser.add_class_arguments(Settings, skip={"preparation", "progress", "compare"})
