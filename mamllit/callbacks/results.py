@@ -56,6 +56,7 @@ class ResultWriter(L.Callback):
         self._validated: dict[str, Any] = {}  # the entries of the last validation, which a resumed run may not repeat
         self._kept: Path | None = None  # where result.json is: elsewhere where the run directory could not be written
         self._clock, self._first_step, self._seconds_before = 0.0, 0, 0.0
+        self._checkpoint: Path | None = None  # what the fit goes on from
         self._references = References()
 
     def state_dict(self) -> dict[str, Any]:
@@ -68,6 +69,9 @@ class ResultWriter(L.Callback):
 
     def _seconds(self) -> float:
         return self._seconds_before + (time.monotonic() - self._clock if self._clock else 0.0)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._checkpoint = Path(trainer.ckpt_path) if trainer.ckpt_path else None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._clock, self._first_step = time.monotonic(), trainer.global_step
@@ -204,8 +208,8 @@ class ResultWriter(L.Callback):
             result |= about
         if stage == "fit":
             result["fit"] = self._fit
-        elif stage == "test" and "fit" not in result and (origin := _origin(trainer)):
-            result["fit"] = origin  # a fit of no steps: what was tested is what it began with
+        elif stage == "test" and "fit" not in result and (fit := self._of_checkpoint() or _origin(trainer)):
+            result["fit"] = fit  # a fit of no steps: what was tested is what it began with, or what another run has trained
         if stage == "fit" and (best := best_checkpoint(trainer)):
             result["best_checkpoint"] = best
             for logger in trainer.loggers:
@@ -223,6 +227,10 @@ class ResultWriter(L.Callback):
             csv.writer(text).writerows([header, *self._episode_rows(learner)])
             durable.keep(folder / "episodes.csv", text.getvalue())
             self._log_table(trainer, learner)
+
+    def _of_checkpoint(self) -> dict[str, Any]:
+        """What the run that the checkpoint lies in says about its training."""
+        return {} if self._checkpoint is None else _read(self._checkpoint.parents[1] / "result.json").get("fit") or {}
 
     @staticmethod
     def _episode_rows(learner: EpisodicSystem) -> list[tuple[str, str, int, int, float]]:

@@ -29,6 +29,14 @@ def test_a_finished_run_stays_finished(tmp_path: Path, caplog: pytest.LogCapture
             assert checkpoints(tmp_path / "seed_0") == before
     assert caplog.text.count("the run has all of its 4 steps: nothing is trained") == 3
     assert result(tmp_path / "seed_0")["results"] == ended["results"]
+    apart = [
+        "--trainer.default_root_dir",
+        str(tmp_path / "apart"),
+        "--ckpt_path",
+        str(tmp_path / "seed_0/checkpoints/last.ckpt"),
+    ]
+    cli.run([*arguments, *apart, "--test_after_fit", "true"])  # tested under another experiment's name
+    assert result(tmp_path / "apart" / "seed_0")["fit"] == ended["fit"]
     longer = [*arguments, "--ckpt_path", "last", "--trainer.max_steps", "5"]
     assert cli.run(longer).trainer.global_step == 5  # and goes on where it is asked to
 
