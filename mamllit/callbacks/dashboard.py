@@ -19,7 +19,7 @@ STEP = "trainer/global_step"
 
 
 class WandbDashboard(L.Callback):
-    """Logs to the run's `WandbLogger`; does nothing where there is none. Everything lands in an offline run as well.
+    """Logs to the run's `WandbLogger`; does nothing if there is none. An offline run gets everything as well.
 
     - `adaptation/<set>`: the metric against the number of inner steps, a native line chart, at the end of a test;
       `adaptation/val` at the end of a fit.

@@ -28,7 +28,7 @@ LEARNED = {"mask_probabilities": ("mask_probabilities", mask_probabilities), "le
 
 class AdaptationFigures(L.Callback):
     """At the end of a test: the adaptation of a few episodes (the MAML paper's figure 2), the metric over the steps, and what
-    the method has learned beside weights, where it tells (an MT-net's mask probabilities, Meta-SGD's step sizes).
+    else the method has learned, if it says so (an MT-net's mask probabilities, Meta-SGD's step sizes).
 
     Args:
         steps: numbers of inner steps to draw.

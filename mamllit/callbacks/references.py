@@ -1,7 +1,7 @@
-"""What costs nothing, measured on the episodes of a test: guessing, and the nearest class mean of plain features.
+"""Baselines without training, measured on the episodes of a test: chance, and the nearest class mean of plain features.
 
-A table of a user's own images has nothing published beside it: 66% looks good until one sees that the nearest mean of gradient
-histograms has 72.
+There are no published numbers for a user's own images: 66% looks good until one sees that the nearest mean of gradient
+histograms reaches 72%.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ FEATURES: dict[str, Callable[[], nn.Module]] = {"pixels": nn.Flatten, "HOG": Hog
 
 
 class References:
-    """The references of every set of a test.
+    """The baselines of every evaluation set of a test.
 
     >>> from mamllit.callbacks.references import References
     >>> References().of("standard")  # nothing measured
@@ -45,7 +45,7 @@ class References:
             metric.update(batch.number.cpu(), torch.tensor(values)[:, None])
 
     def of(self, name: str) -> dict[str, tuple[float, float]]:
-        """Mean accuracy and 95% interval of each reference, best last; empty where nothing was measured."""
+        """Mean accuracy and 95% interval of each baseline, chance first; empty where nothing was measured."""
         if name not in self._metrics:
             return {}
         found: dict[str, Summary] = {kind: metric.summary() for kind, metric in self._metrics[name].items()}

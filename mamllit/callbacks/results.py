@@ -38,7 +38,7 @@ class ResultWriter(L.Callback):
 
     Args:
         published: published means to print beside the measured ones: evaluation set name -> inner steps -> value. They are
-            transductive, and an inductive reading has none.
+            transductive; inductive readings have none.
         published_ci95: their 95% intervals (half-widths), where the paper gives them, in the same form.
         table_steps: numbers of inner steps that the printed table shows (all are in the file).
     """
@@ -95,7 +95,7 @@ class ResultWriter(L.Callback):
             self._write(trainer, pl_module, "fit")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """What was reached before a signal or an error, with the reason under `stopped`."""
+        """Writes what was reached before a signal or an error, with the reason under `stopped`."""
         if self._clock:
             self.on_train_end(trainer, pl_module)
             self._fit["stopped"] = f"{type(exception).__name__}: {exception}"
@@ -229,7 +229,7 @@ class ResultWriter(L.Callback):
             self._log_table(trainer, learner)
 
     def _of_checkpoint(self) -> dict[str, Any]:
-        """What the run that the checkpoint lies in says about its training."""
+        """What the checkpoint's own run recorded about its training."""
         return {} if self._checkpoint is None else _read(self._checkpoint.parents[1] / "result.json").get("fit") or {}
 
     @staticmethod

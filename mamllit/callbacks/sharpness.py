@@ -1,4 +1,4 @@
-"""An alarm for inner loops that overshoot: it rings before the losses are no numbers any more."""
+"""An alarm for inner loops that overshoot: it warns before the losses become NaN."""
 
 import warnings
 
@@ -17,15 +17,15 @@ BOUND = 2.0  # see `mamllit.engine.sharpness`
 class SharpnessAlarm(L.Callback):
     """After each validation of a fit, log how sharp the support losses of validation tasks are, in units of the inner step.
 
-    `sharpness/median` and `sharpness/largest` over the tasks, and `sharpness/above_2`, the share of them beyond the bound,
-    where each inner step overshoots by more than the last. It warns once, when the first task is there.
+    `sharpness/median` and `sharpness/largest` over the tasks, and `sharpness/above_2`, the share of tasks beyond the bound,
+    where each inner step overshoots by more than the last. It warns once, when a task first exceeds the bound.
 
     Args:
-        tasks: how many, the first of the validation set, >= 1. Each takes some twenty inner steps' time.
+        tasks: how many, the first of the validation set, >= 1. Each takes the time of some twenty inner steps.
 
     Raises:
         ValueError: for a number below 1.
-        TypeError: at the start of a fit, for a method without an inner loop, or one on trajectories.
+        TypeError: at the start of a fit, for a method without an inner loop, or whose inner loop runs on trajectories.
     """
 
     def __init__(self, tasks: int = 20) -> None:

@@ -1,4 +1,4 @@
-"""Begins a training with trained weights: those of a published checkpoint, or what fits of another run's."""
+"""Starts a training from trained weights: a published checkpoint's, or those of another run that fit."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,11 +18,11 @@ class StartFrom(L.Callback):
     """Fills the method before the first step; a run that is resumed keeps its own weights, and remembers where it began.
 
     Args:
-        checkpoint: a name of `mamllit.pretrained.names()` or the path of a file that `mamllit export` wrote, which must fit as
-            a whole; or the directory of a run (its best checkpoint, else its last) or a `.ckpt` file, of which is taken what
-            fits: of a pre-training, say, the backbone. None: untrained.
+        checkpoint: a name of `mamllit.pretrained.names()` or the path of a file that `mamllit export` wrote, which must fit
+            as a whole; or the directory of a run (its best checkpoint, else its last) or a `.ckpt` file, from which all
+            tensors that fit are taken, such as the backbone of a pre-training. None: untrained.
 
-    `origin` then says what the run began with: name, iterations that it had behind it, seed, and its own origin, if any.
+    `origin` then says what the run started from: name, iterations, seed, and its own origin, if any.
 
     Raises:
         FileNotFoundError: for an unknown name or missing file.

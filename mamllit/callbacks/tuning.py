@@ -17,7 +17,7 @@ class TunedStepSize(L.Callback):
 
     For a network that was trained without an inner loop, and so has no step size of its own: the MAML paper's pretrained
     baseline has "an automatically tuned step size". The choice is made once, at the shots of meta-training, never on test
-    episodes. A candidate's value is its mean over the validation episodes; one that diverges on any task loses.
+    episodes. A candidate's value is its mean over the validation episodes; one that is not finite on some task is not chosen.
 
     Args:
         candidates: step sizes to try.

@@ -18,7 +18,7 @@ from mamllit.systems.meta_policy import MetaPolicy
 class AdaptationVideo(L.Callback):
     """At the end of a test: videos of a policy before it has adapted to a test task, and after.
 
-    They are videos/task0.gif, ... in the run directory, and media in W&B. A run takes it by
+    They are videos/task0.gif, ... in the run directory, and media in W&B. Enable it with
     `--trainer.callbacks+=mamllit.callbacks.AdaptationVideo`.
 
     Args:

@@ -1,4 +1,4 @@
-"""Tasks to act in: a DataModule that draws goals and the like; the trajectories come from acting, in the training step."""
+"""Reinforcement-learning tasks: a DataModule that draws goals and the like; the training step collects the trajectories."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
@@ -25,7 +25,7 @@ class TaskBatch(NamedTuple):
 
     @property
     def noise(self) -> Noise:
-        """The noise of their trajectories, which is the same on whichever process they run."""
+        """The noise of their trajectories, the same on every process."""
         return Noise(int(self.seed), SPLITS[int(self.split)], tuple(self.number.tolist()))
 
 
@@ -36,7 +36,7 @@ class ControlDataModule(EpisodicDataModule):
     An evaluation counts the returns of the same trajectories that the next update is made from, as the paper did.
 
     Args:
-        world: what is acted in.
+        world: the environment to act in.
         shots: K, trajectories of a task for each update in meta-training, and in a validation.
         queries: trajectories of a task after adapting, in meta-training.
         meta_batch_size: tasks per meta-update over all ranks.
@@ -47,8 +47,8 @@ class ControlDataModule(EpisodicDataModule):
         standard_episodes: tasks of the protocol "standard".
 
     Raises:
-        ValueError: for a number below its bound or an unknown budget; for "steps" in a world whose trajectories cannot begin
-            anew one by one; for a protocol "paper" of a world without published tasks.
+        ValueError: for a number below its bound or an unknown budget; for "steps" in a world whose trajectories cannot be
+            restarted one by one; for a protocol "paper" of a world without published tasks.
 
     >>> from mamllit.data import ControlDataModule
     >>> from mamllit.rl import Navigation

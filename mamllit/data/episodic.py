@@ -31,8 +31,8 @@ class EvaluationSet:
     """A fixed set of evaluation episodes.
 
     `name` is what is logged and printed, e.g. "paper" or "paper/5-shot"; episodes 0 to `episodes` of `split` of `ways`
-    classes, with `shots` support and `queries` query examples of each. `stream`: L, where each is a stream of so many
-    examples, with no support; 0 for episodes.
+    classes, with `shots` support and `queries` query examples of each. `stream`: L, if each is a stream of L examples without
+    a support; 0 for episodes.
 
     >>> from mamllit import SineDataModule
     >>> [evaluation.name for evaluation in SineDataModule(test_shots=[5, 10]).evaluation_sets("test")]
@@ -49,7 +49,7 @@ class EvaluationSet:
     stream: int = 0
 
     def measured(self, episodes: int) -> "EvaluationSet":
-        """This set as far as it was evaluated, with the number in the name where the Trainer's limits cut it short."""
+        """This set with the episodes that were evaluated; their number is in the name if the Trainer's limits cut it short."""
         if episodes == self.episodes or self.split == "val":  # a protocol's name promises its number of episodes
             return replace(self, episodes=episodes)
         label = f"{self.protocol.partition('[')[0]}[{episodes}]"
@@ -58,7 +58,7 @@ class EvaluationSet:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a DataModule validates and tests; what the constructors of the data sets ask for one by one.
+    """How a DataModule validates and tests; the constructors of the data sets take these settings one by one.
 
     Args:
         standard_queries: query examples per class under the "standard" protocol.
@@ -94,7 +94,7 @@ class EpisodicDataModule(L.LightningDataModule, ABC):
         meta_batch_size: B, episodes per meta-update over all ranks together (the paper's meta-batch).
         evaluation: how it validates and tests, see `Evaluation`.
         seed: of the training episodes; None takes the seed of `seed_everything`.
-        num_workers: processes that draw episodes ahead; 0 is fast, because drawing is.
+        num_workers: processes that draw episodes ahead; 0 is fast, because drawing is cheap.
 
     Raises:
         ValueError: for a number below its bound or an unknown protocol; at `setup`, when the ranks do not divide B.
@@ -229,7 +229,7 @@ class EpisodicDataModule(L.LightningDataModule, ABC):
         return self._loader(_Draws(draw, self._trained_on, None), _Stream)
 
     def _trained_on(self) -> int:
-        """Meta-batches of the train stream that the run has used, in all epochs and sessions, whatever a step accumulates.
+        """Meta-batches of the train stream that the run has used, in all epochs and sessions, with any gradient accumulation.
 
         Lightning's `overfit_batches` asks for the same ones in every epoch.
         """

@@ -15,9 +15,9 @@ from mamllit.data.sources.image_folder import load_image_folder, refuse_small
 class ImageFolderDataModule(ImageDataModule):
     """Episodes of the images in a folder with one folder per class; PNG, JPEG, WebP, GIF, TIFF, BMP and the like, of any size.
 
-    Classes may have different numbers of images. Images are turned as their EXIF orientation says and squeezed to squares;
-    what is transparent becomes white. A split that is too small for the episodes is refused before training begins, the test
-    split included.
+    Classes may have different numbers of images. Images are rotated by their EXIF orientation and squeezed to squares;
+    transparency becomes white. A split that is too small for the episodes is refused before training begins, including the
+    test split.
 
     Args:
         root: folder `<class>/*` whose classes are split here, or `{train,val,test}/<class>/*`, split already.
@@ -29,15 +29,15 @@ class ImageFolderDataModule(ImageDataModule):
         split_ratios: shares of the classes for train, val and test. 30 classes become 19, 5 and 6, enough for 5 ways; where a
             split gets too few, the error names ratios that do.
         split_seed: which classes go where.
-        train_classes, val_classes, test_classes: names of class folders, or a text file with one a line; all three or none. In
-            place of the ratios; classes in none are left out.
+        train_classes, val_classes, test_classes: names of class folders, or a text file with one per line; all three or none.
+            They replace the ratios; classes in none of them are left out.
         cache_dir: folder of the decoded images; by default `.mamllit-cache` in `root`.
         train_ways: classes per episode in meta-training (prototypical networks take more); None for `ways`.
         test_shots: test with each of these numbers of shots; by default with `shots` alone.
         plain: train on plain batches (see `PlainBatches`), for `mamllit.systems.PreTrainer`.
-        invert: make black 1 and white 0. "ink" does so for drawings that are dark on light, so that ink is 1 whichever way they
-            are drawn, and paper 0 as the padding of a convolution. "auto" does so, and says it, only where weights meet the
-            images that know ink as 1, such as Omniglot's.
+        invert: make black 1 and white 0. "ink" does so for drawings that are dark on light, so that ink is always 1, and
+            paper 0 like the padding of a convolution. "auto" does so, with a message, only for weights that were trained with
+            ink as 1, such as Omniglot's.
         crop, flip: of the images in meta-training; see `ImageDataModule`.
         seed, eval_seed, protocols, val_episodes, test_episodes, eval_batch_size, num_workers, standard_queries: see
             `EpisodicDataModule`.
@@ -120,7 +120,7 @@ class ImageFolderDataModule(ImageDataModule):
         return pools
 
     def _images_per_class(self) -> dict[str, tuple[int, str]]:
-        """What the largest episode of each split takes, and in words."""
+        """How many images the largest episode of each split takes, as a number and in words."""
         asked = {"train": [(self.shots, self.queries, "queries")]}
         for split in ("val", "test"):
             sets = self.evaluation_sets(split)  # type: ignore[arg-type]

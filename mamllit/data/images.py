@@ -55,7 +55,7 @@ class ImageDataModule(EpisodicDataModule):
         plain: train on plain batches of labelled images, not on episodes (for `mamllit.systems.PreTrainer`).
         test_shots: test with each of these numbers of shots; by default with `shots` alone.
         crop, flip: of the images in meta-training: cut each out of a border of so many zeros at random, and turn half of them
-            left to right, as in `PlainBatches`. For photographs; letters are others when mirrored.
+            left to right, as in `PlainBatches`. For photographs; a mirrored letter is another letter.
         (the others): see `EpisodicDataModule`.
 
     Raises:
@@ -265,7 +265,7 @@ class ImageDataModule(EpisodicDataModule):
         return EpisodeBatch(drawn.number, episodes)
 
     def _augmented(self, number: Tensor, episodes: Episode) -> Episode:
-        """Every image cut and turned by itself, as the seed and the episode's number say."""
+        """Every image cropped and flipped independently, determined by the seed and the episode's number."""
         support, query = episodes
         x = torch.cat([support.x, query.x], 1)  # [T, images, C, S, S]
         rows = [uniform(self.seed, "train", i, 1, 3 * x.shape[1], stream=AUGMENTATION) for i in number.tolist()]

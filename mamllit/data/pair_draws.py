@@ -39,10 +39,10 @@ def alphabets(names: Sequence[str]) -> Array:
 
 
 def draw_pairs(pool: ClassPool, *, seed: int, split: str, first: int, count: int) -> PairDraw:
-    """The pairs `first` to `first + count`; those of even number are of one character, the others of two of one alphabet.
+    """The pairs `first` to `first + count`; even-numbered pairs show one character, odd ones two of one alphabet.
 
-    Alphabets are equally likely, and so are the characters of one. The drawings of a pair of one character are two, by two
-    people. Each component of a distortion is there with chance 1/2, in the two images independently.
+    Alphabets are equally likely, and so are the characters of one. A pair of one character has two drawings, by two people.
+    Each component of a distortion is applied with probability 1/2, independently in the two images.
     """
     starts = alphabets(pool.names)
     u = uniform(seed, split, first, count, 5 + 2 * 2 * len(NONE), PAIRS)
@@ -104,7 +104,7 @@ def _other(u: Array, taken: Array, bound: Array) -> Array:
 
 
 def distorted(images: Tensor, affine: Tensor) -> Tensor:
-    """Images [n, C, S, S], float, scaled, sheared, turned counter-clockwise and shifted about their centre; paper comes in.
+    """Images [n, C, S, S], float, scaled, sheared, turned counter-clockwise and shifted about their centre, on paper.
 
     Args:
         affine: [n, 7], see `PairDraw`.

@@ -4,8 +4,8 @@ G. Koch, R. Zemel, R. Salakhutdinov: Siamese Neural Networks for One-shot Image 
 sees 30 alphabets by 12 people; validation and test have ten other alphabets each, by four other people each. A trial shows one
 person's drawings of 20 characters of an alphabet, and asks which of them another person's drawing is.
 
-A pair is an episode of two ways: one support image, of class 0, and one query image, of class 0 or 1. How they are drawn stands
-in `mamllit.data.pair_draws`.
+A pair is an episode of two ways: one support image, of class 0, and one query image, of class 0 or 1.
+`mamllit.data.pair_draws` draws the pairs.
 """
 
 from pathlib import Path
@@ -38,10 +38,10 @@ class OmniglotPairsDataModule(ImageDataModule):
     Args:
         root, resize, download: see `OmniglotDataModule`.
         ways: N, characters of a trial.
-        shots, queries: people who drew the support, and the query, of an episode of an evaluation.
+        shots, queries: number of people who drew the support, and the query, of an evaluation episode.
         meta_batch_size: pairs per update over all ranks together.
         image_size: H = W of the images; a drawing has 105.
-        affine: distort the two images of each pair (rotation, shear, scale and shift, each with chance 1/2).
+        affine: distort the two images of each pair (rotation, shear, scale and shift, each with probability 1/2).
         val_episodes, test_episodes: of validation, and of each set of a test.
         seed, eval_seed, eval_batch_size, num_workers: see `EpisodicDataModule`.
 

@@ -1,4 +1,4 @@
-"""Plain batches: labelled images of the meta-train classes, for training that knows no episodes (pre-training).
+"""Plain batches: labelled images of the meta-train classes, for training without episodes (pre-training).
 
 Batch s is a pure function of (seed, s). The stream of images is one random permutation of all meta-train images after another
 (an epoch each), cut into batches; an image's crop and flip depend on its place in the stream. So a resumed run, any number of

@@ -1,7 +1,8 @@
-"""How pictures become a network's input: as a data module does it, as weights know it, and where both must agree.
+"""How pictures become a network's input: as a data module does it, as weights expect it, and where both must agree.
 
-A checkpoint carries the `Preparation` of the images that it was trained on. Wherever weights meet data it is compared with that
-of the data module: weights that know ink as 1 fail where paper is 1, and only the accuracy would show it.
+A checkpoint carries the `Preparation` of the images that it was trained on. Whenever weights are used on data, it is compared
+with that of the data module: weights trained with ink as 1 fail on images with paper as 1, and only the accuracy would show
+it.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,7 +26,7 @@ class Preparation:
         resample: Pillow's filter.
         invert: dark becomes 1 and light 0, as Omniglot's ink on paper; otherwise black is 0 and white 1.
         binary: every pixel is made black or white first.
-        upright: a photograph is turned as its EXIF orientation says.
+        upright: a photograph is rotated by its EXIF orientation.
         mean, std: the normalisation, (x - mean) / std for x in [0, 1].
     """
 

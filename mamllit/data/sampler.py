@@ -72,7 +72,7 @@ def draw_image_episodes(
 def _draw_sorted(sizes: Array, ways: int, per_class: int, numbers: Callable[..., Array]) -> tuple[Array, Array, Array]:
     """Classes [T, N], places in them [T, N, P] and numbers for the turns [T, N]: a number for each class and image, sorted.
 
-    The published results were measured on these episodes, so that this stays beside `_draw_places`.
+    The published results were measured on these episodes, so this is kept beside `_draw_places`.
     """
     classes, largest = len(sizes), int(sizes.max())
     drawn = numbers(classes + ways * (largest + 1))
@@ -85,7 +85,7 @@ def _draw_sorted(sizes: Array, ways: int, per_class: int, numbers: Callable[...,
 
 
 def _draw_places(sizes: Array, ways: int, per_class: int, numbers: Callable[..., Array]) -> tuple[Array, Array, Array]:
-    """The same for pools of any size: time and memory go by what is drawn, not by what it is drawn from."""
+    """The same for pools of any size: time and memory depend on what is drawn, not on the size of the pool."""
     chosen = _without_replacement(numbers(ways, CLASSES), np.full(1, len(sizes)))
     # a stream for each place, so that the support is the same for any number of queries
     images = np.stack([numbers(ways, IMAGES + place) for place in range(per_class)], axis=-1)

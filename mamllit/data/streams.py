@@ -1,7 +1,7 @@
-"""Streams of labelled images, for methods with a memory: each image is answered first, and its label shown afterwards.
+"""Streams of labelled images, for methods with a memory: each image is classified before its label is shown.
 
-Stream i of a split is a pure function of (seed, split, i), as an episode is. A drawing of a class does not come back before all
-others of its class have come.
+Stream i of a split is a pure function of (seed, split, i), as an episode is. A drawing is not repeated before all others of
+its class have been shown.
 """
 
 import math
@@ -98,8 +98,8 @@ def draw_streams(
 class OmniglotStreamDataModule(ImageDataModule):
     """Omniglot as streams: training and validation present L images of N classes one after another.
 
-    A test has the set "stream" and, so that a number can be compared with other methods', ordinary episodes ("standard") whose
-    support is presented and then stays as it is.
+    A test has the set "stream" and, for comparison with other methods, ordinary episodes ("standard"), whose support is
+    presented first and whose queries leave the memory unchanged.
 
     Args:
         root, split, rotate, download: see `OmniglotDataModule`.
@@ -108,8 +108,8 @@ class OmniglotStreamDataModule(ImageDataModule):
         order: "free": the class of each image is random (Santoro et al. 2016); "shuffled": the same number of each class, in
             random order; "rounds": each class once in random order, then each once more, and so on (Kaiser et al. 2017).
         image_size: H = W of the images.
-        jitter: turn each image of a stream by up to pi / 16 and shift it by up to 10 of its 105 pixels in x and y, and
-            reduce it then (Santoro et al. 2016, in every split). It is done on images of 35 x 35; the paper's way is not known.
+        jitter: turn each image of a stream by up to pi / 16 and shift it by up to 10 of its 105 pixels in x and y, then
+            downscale it (Santoro et al. 2016, in every split). This is done on images of 35 x 35; the paper does not say how.
         resize: of images without jitter, see `OmniglotDataModule`.
         presentations: a training step gets one presentation of all its streams, a `Presentation`, not whole streams (for
             `mamllit.systems.MemoryStream`); L steps make one round of streams.

@@ -5,8 +5,8 @@ ICLR 2020, arXiv 1909.09157, section 5. The inner loop moves the head; the body'
 whose gradient goes through the head's steps.
 
 As the body is the same before and after adaptation, the support's features are computed once and the steps are those of a
-linear layer. For that the network says what its features and its head are, as `Conv4` and `MLP` do, and the method is no
-`InnerLoopMethod`, whose steps would begin at the images: there is nothing worth recomputing. In all else it is
+linear layer. For that the network must separate its features and its head, as `Conv4` and `MLP` do. The method is not an
+`InnerLoopMethod`, whose steps would start from the images each time. Otherwise it equals
 `MAML(..., frozen=[everything but the head])`, with the departures of `mamllit.methods.maml`.
 
     >>> import torch
@@ -74,7 +74,7 @@ class ANIL(Method):
         return self._start(ways, next(self.backbone.parameters()))
 
     def step(self, state: Params, support: Examples) -> Params:
-        """One inner step by itself, for a system whose steps each have a support of their own (`MetaPolicy`)."""
+        """A single inner step, for a system that collects a new support for each step (`MetaPolicy`)."""
         return self._stepped(state, self._features(support.x), support)
 
     def trajectory(self, support: Examples, steps: int) -> list[Params]:

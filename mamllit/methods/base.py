@@ -69,7 +69,7 @@ class Method(nn.Module, ABC):
         )
 
     def begin_iteration(self, iteration: int) -> None:
-        """Told before each meta-update how many were made before, for a method whose objective changes with them."""
+        """Called before each meta-update with the number made so far, for a method whose objective changes over training."""
 
     @property
     def inner_module(self) -> nn.Module | None:
@@ -77,10 +77,10 @@ class Method(nn.Module, ABC):
         return getattr(self, "backbone", None)
 
     def heed_frozen(self) -> None:
-        """Take layers that were frozen (`requires_grad_(False)`) after the method was made out of its inner loop.
+        """Exclude from the inner loop the layers that were frozen (`requires_grad_(False)`) after the method was made.
 
-        Called before a meta-training and before an evaluation. Where everything is frozen, as for a model that is only to be
-        used, the inner loop stays as it was.
+        Called before a meta-training and before an evaluation. If everything is frozen, as in a model that is only used, the
+        inner loop stays as it was.
         """
         module, adapted = self.inner_module, vars(self).get("adapted")
         if module is None or adapted is None:

@@ -1,15 +1,15 @@
 """Bayesian MAML: particles instead of one initialisation, adapted by Stein variational gradient descent.
 
-J. Yoon, T. Kim, O. Dia, S. Kim, Y. Bengio, S. Ahn: Bayesian Model-Agnostic Meta-Learning, NeurIPS 2018, arXiv 1806.03836.
-The inner loop makes SVGD steps (`mamllit.methods.parts.svgd`) on the support; a prediction is the mean over the particles. Two
-meta-losses: "chaser", the squared distance of the adapted particles (the chaser) from the leader, which goes on by more
-SVGD steps on support and query together and counts as a constant; and "likelihood", minus the log of the particles' mean
-likelihood of the query. One particle with the latter is MAML.
+J. Yoon, T. Kim, O. Dia, S. Kim, Y. Bengio, S. Ahn: Bayesian Model-Agnostic Meta-Learning, NeurIPS 2018, arXiv 1806.03836. The
+inner loop makes SVGD steps (`mamllit.methods.parts.svgd`) on the support; a prediction is the mean over the particles. Two
+meta-losses: "chaser", the squared distance of the adapted particles (the chaser) from the leader, which takes more SVGD steps
+on support and query together and is treated as a constant; and "likelihood", minus the log of the particles' mean likelihood
+of the query. One particle with the latter is MAML.
 
 Departures: the log-posterior is minus the loss of the objective, times `likelihood`; there is no prior over weights, and a
-regression's precision is not a parameter (the authors' sine code learns both). The repulsion is the kernel's true gradient,
-of which the authors' sine code has half. The particles begin as the backbone's own initial weights and copies whose entries
-are shuffled within each tensor, which is another draw of the same initialisation.
+regression's precision is not a parameter (the authors' sine code learns both). The repulsion is the kernel's true gradient;
+the authors' sine code uses half of it. The first particle starts from the backbone's initial weights, the others from copies
+with the entries of each tensor shuffled, which is another draw of the same initialisation.
 
     >>> import torch
     >>> from mamllit import BMAML, Examples, MLP, Regression
@@ -44,12 +44,13 @@ class BMAML(InnerLoopMethod):
         particles: P, how many.
         loss: "chaser" or "likelihood".
         leader_steps: steps of the leader beyond the chaser, >= 1.
-        likelihood: how many times the inner loss minus log p is: K / (2 s^2) for the mean squared error of K points with
-            noise of standard deviation s. A larger one makes the particles repel each other less; the step stays as it is.
-        shared: shell patterns of parameters that all particles begin with in common, to save memory.
+        likelihood: the factor by which minus log p exceeds the inner loss: K / (2 s^2) for the mean squared error of K points
+            with noise of standard deviation s. A larger one makes the particles repel each other less; the step size stays
+            the same.
+        shared: shell patterns of parameters whose initial values all particles share, to save memory.
 
     Raises:
-        ValueError: as in `MAML`; for a number out of bounds or an unknown word.
+        ValueError: as in `MAML`; for a number out of bounds or an unknown `loss`.
     """
 
     def __init__(

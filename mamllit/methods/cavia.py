@@ -5,9 +5,9 @@ L. Zintgraf, K. Shiarlis, V. Kurin, K. Hofmann, S. Whiteson: Fast Context Adapta
 outer loop moves the network through those steps. In regression the context is concatenated to the network's input, in image
 classification it scales and shifts the channels of one layer after its norm (FiLM).
 
-Either is a change of one layer's parameters that is linear in the context, and so it is written, which leaves the network
-as it is. Concatenating to a linear layer's input adds C context to its bias. FiLM after a norm multiplies the norm's gamma
-and beta by 1 + A context, and adds B context to beta. Departures: A, B have no bias, so that a context of zero is the plain
+Either changes one layer's parameters linearly in the context. It is implemented that way, so the network itself needs no
+change. Concatenating to a linear layer's input adds C context to its bias. FiLM after a norm multiplies the norm's gamma and
+beta by 1 + A context, and adds B context to beta. Departures: A, B have no bias, so that a context of zero gives the plain
 network (the authors' scale is the output of a linear layer with bias); those of `mamllit.methods.maml`.
 
     >>> import torch

@@ -5,13 +5,13 @@ and the authors' code, model/baselines/pre-trained-SGD.lua.
 
     theta_{t+1} = theta_t - inner_lr / (1 + t decay) grad L_support(theta_t),    t = 0, ..., inner_steps - 1 (15)
 
-There is no meta-training: the experiment's file has `max_steps: 0`, begins with a pre-trained run (`--init_from`), without its
-head, which has other classes, and chooses inner_lr (and decay) on meta-val by `mamllit.callbacks.TunedStepSize`, once per
-number of shots.
+There is no meta-training: the experiment has `max_steps: 0`, starts from a pre-trained run (`--init_from`) without its head,
+whose classes are others, and chooses inner_lr (and decay) on meta-val by `mamllit.callbacks.TunedStepSize`, once per number
+of shots.
 
-Departures: the norm uses the statistics of the batch; the authors' takes, for the query, the running ones, most of which come
-from the 15 passes of the support. One fresh head serves all tasks, in the authors' code one for the choice and one for the
-test.
+Departures: batch norm uses the statistics of the batch; the authors' code uses running statistics for the query, which come
+mostly from the 15 passes over the support. One fresh head serves all tasks; the authors' code draws one for validation and
+one for the test.
 
     >>> import torch
     >>> from mamllit.backbones import MLP
@@ -41,14 +41,14 @@ DONE = "done"  # beside the parameters in the state: how many steps were made
 
 
 class FineTuning(InnerLoopMethod):
-    """Train the whole network on the support, with a rate that decays.
+    """Train the whole network on the support, with a decaying step size.
 
     Args:
         backbone: the network with its fresh head; any module without running buffers.
         objective: `Classification`.
-        inner_lr: the rate of the first step.
-        inner_steps: steps where `adapt` is not told otherwise.
-        decay: the rate of step t is inner_lr / (1 + t decay).
+        inner_lr: the step size of the first step.
+        inner_steps: number of steps, unless `adapt` is told otherwise.
+        decay: the step size of step t is inner_lr / (1 + t decay).
         frozen: shell patterns of parameters to leave alone.
 
     Raises:

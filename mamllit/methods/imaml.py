@@ -5,13 +5,13 @@ inner loop minimises the support loss plus lambda / 2 times the squared distance
 meta-gradient is g = (I + H / lambda)^-1 grad L_q(phi), H the Hessian of the support loss at phi; conjugate gradients find g
 from products with H, and no graph through the inner steps is kept, however many there are.
 
-g is no derivative of what was computed. The meta-loss is therefore L_q(phi), with phi held fixed, plus a term whose value
-is zero and whose gradient with respect to theta is g: <theta, g> less its own value. Meta-parameters that the inner loop
-leaves alone (batch norm's) move phi too; the same theorem gives that part of their gradient, - 1 / lambda d <grad L_s(phi),
-g>. So the engine needs to know nothing of all this.
+g is not the derivative of the computation that led to phi. The meta-loss is therefore L_q(phi), with phi held fixed, plus a
+term whose value is zero and whose gradient with respect to theta is g: <theta, g> less its own value. Meta-parameters that
+the inner loop does not adapt (batch norm's) also influence phi; the same theorem gives that part of their gradient, - 1 /
+lambda d <grad L_s(phi), g>. So the engine can treat iMAML like any other method.
 
-Departures: all inner steps are taken on the regularised loss, as in the paper (the authors' code takes only the last
-one so); a test adapts with lambda as well (theirs: 0); frozen parameters as in `mamllit.methods.maml`.
+Departures: all inner steps are taken on the regularised loss, as in the paper (the authors' code regularises only the last
+one); a test adapts with lambda as well (theirs: 0); frozen parameters as in `mamllit.methods.maml`.
 
     >>> import torch
     >>> from mamllit import Examples, IMAML, MLP, Regression

@@ -11,7 +11,7 @@ from mamllit.methods.base import Method
 
 
 class InnerLoopMethod(Method):
-    """A method that adapts by repeating one step; what is said here in pieces lets the engine run it step by step.
+    """A method that adapts by repeating one step, in separate pieces so that the engine can run it step by step.
 
     `start` gives the state before the first step, the same for all tasks; `step` makes one inner step; `outer_loss` judges the
     state after the last, or after each, as `outer_weights` says. The state is a dict of the tensors that differ between tasks;

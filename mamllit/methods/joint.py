@@ -5,9 +5,9 @@ C. Finn, P. Abbeel, S. Levine: Model-Agnostic Meta-Learning for Fast Adaptation 
 whose step size is tuned on validation tasks (`mamllit.callbacks.TunedStepSize`). "Oracle": the task's parameters are inputs
 of the network (the data's `reveal_task`), and nothing is adapted.
 
-A network that sees all tasks learns what they have in common, on sine little more than their mean; it differs from MAML
-without inner steps only in that it learns from the support too, for which the loss here is over both. Departure: the
-authors' code trains on the support part alone, half of the points that it draws.
+A network that sees all tasks learns what they have in common, on sine waves little more than their mean. This is MAML without
+inner steps, except that it also learns from the support: the loss is over support and query. Departure: the authors' code
+trains on the support part alone, half of the points that it draws.
 
     >>> import torch
     >>> from mamllit import Examples, JointTraining, MLP, Regression
@@ -36,7 +36,7 @@ class JointTraining(InnerLoopMethod):
     Args:
         backbone, objective, reduction, frozen: as in `MAML`. Meant for regression: classes differ between tasks.
         inner_lr: step size of adaptation at test.
-        inner_steps: steps of `adapt`, unless told otherwise.
+        inner_steps: number of steps, unless `adapt` is told otherwise.
 
     Raises:
         ValueError: as in `MAML`.

@@ -8,9 +8,9 @@ W.-Y. Chen, Y.-C. Liu, Z. Kira, Y.-C. F. Wang, J.-B. Huang: A Closer Look at Few
 The features come from a pre-trained network (`mamllit.systems.PreTrainer`, `--init_from` its run; the experiment has
 `max_steps: 0`).
 
-Departures: gradient descent on the whole support instead of SGD on batches of 4 with momentum and dampening for 100
-epochs; the linear head begins at zero and the cosine head at the class means, so that it is the nearest mean before its first
-step.
+Departures: gradient descent on the whole support instead of SGD on batches of 4 with momentum and dampening for 100 epochs;
+the linear head starts at zero and the cosine head at the class means, so that it is a nearest-mean classifier before its
+first step.
 
     >>> import torch
     >>> from mamllit.core.episode import Examples
@@ -91,7 +91,7 @@ class LinearProbe(Method):
         return self.trajectory(support, self.inner_steps if steps is None else steps)[-1]
 
     def curve(self, episode: Episode, steps: int, *predictors: Predictor) -> tuple[Tensor, ...]:
-        """The heads after 0, 1, ... steps as one state, so that the network sees each query image once, not once per step."""
+        """Stacks the heads after 0, 1, ... steps as one state, so that each query image passes through the network once."""
 
         def plain(state: Tensor, episode: Episode) -> Tensor:
             return self.predict(state, episode.query.x)
@@ -101,7 +101,7 @@ class LinearProbe(Method):
         return tuple(torch.stack([self.objective.metric(each, episode.query.y) for each in output]) for output in outputs)
 
     def predict(self, state: Tensor, x: Tensor) -> Tensor:
-        """Of a head [N, D] for x [n, ...], [n, N]; of several [S, N, D], [n, S, N]."""
+        """Logits [n, N] for x [n, ...] with a head [N, D]; [n, S, N] with several heads [S, N, D]."""
         return self._logits(state, self.backbone(x).flatten(1))
 
     def _logits(self, weight: Tensor, features: Tensor) -> Tensor:

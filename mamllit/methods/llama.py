@@ -7,7 +7,7 @@ query's loss at it plus eta log det H, where H is the curvature there: the Fishe
 models can be sampled from N(adapted parameters, inverse of H), H then of the support examples.
 
 Departures: the damping, which the paper does not state and H cannot do without (a softmax layer's G is singular), is a
-setting; it stands for the prior's precision. Only what the inner loop adapts is in H, batch norm is not.
+setting; it plays the role of the prior's precision. H covers only what the inner loop adapts, so not batch norm.
 
     >>> import torch
     >>> from mamllit import Examples, LLAMA, MLP, Regression
@@ -37,7 +37,7 @@ SAMPLED = "sampled."  # begins the names of sampled parameters in a state
 
 
 class LLAMA(InnerLoopMethod):
-    """MAML with a price on the curvature at the adapted parameters.
+    """MAML with a penalty on the curvature at the adapted parameters.
 
     Args:
         backbone, objective, inner_lr, inner_steps, reduction, first_order, frozen: as in `MAML`.
@@ -48,7 +48,7 @@ class LLAMA(InnerLoopMethod):
         models: how many are sampled at test, whose predictions are averaged; 0 predicts with the adapted parameters alone.
 
     Raises:
-        ValueError: as in `MAML`; for a number out of bounds, an unknown word, or a layer without Kronecker factors.
+        ValueError: as in `MAML`; for a number out of bounds, unknown `labels`, or a layer without Kronecker factors.
     """
 
     def __init__(

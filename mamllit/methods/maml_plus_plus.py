@@ -4,14 +4,14 @@ A. Antoniou, H. Edwards, A. Storkey: How to train your MAML, ICLR 2019, arXiv 18
 be off, and with all off this is `mamllit.methods.maml`:
 
 - `multi_step_epochs`: the outer loss is a weighted sum of the query losses after each inner step. The weights begin equal;
-those of all steps but the last fall to 0.03 / N over the epochs, after which the last step alone counts. - `learned_rates`:
-a meta-learned step size per inner step and parameter tensor. - `per_step_norm`: each inner step has its own meta-learned
-batch norm parameters. (The authors' per-step running statistics are never read by their code, which normalises by the
-batch, as here.)
+  those of all steps but the last fall to 0.03 / N over the epochs, after which the last step alone counts.
+- `learned_rates`: a meta-learned step size per inner step and parameter tensor.
+- `per_step_norm`: each inner step has its own meta-learned batch norm parameters. (The authors' per-step running statistics
+  are never read by their code, which normalises by the batch, as here.)
 
 The paper's other parts: the meta-optimiser's cosine annealing is a scheduler in the YAML; the annealed derivative order is
-off in the authors' configurations and not here; nor is their test by an ensemble of five checkpoints. A test with more
-steps than there were in meta-training goes on with the last step's rates and norms.
+off in the authors' configurations and absent here, as is their test with an ensemble of five checkpoints. A test with more
+steps than meta-training repeats the last step's rates and norms.
 
     >>> import torch
     >>> from mamllit import Examples, MAMLPlusPlus, MLP, Regression

@@ -3,23 +3,23 @@
 A. Santoro, S. Bartunov, M. Botvinick, D. Wierstra, T. Lillicrap: Meta-Learning with Memory-Augmented Neural Networks, ICML
 2016 (One-shot Learning with Memory-Augmented Neural Networks, arXiv 1605.06065).
 
-At each step of a stream an LSTM gets the image and the label of the *image before*, so that it must keep the image until its
-label comes. It makes a key per head, by which the memory is read (softmax of the cosines), and which is written by "least
-recently used access": to where the head has just read, or to the slot that was used least, in learned proportions.
+At each step of a stream an LSTM gets the image and the label of the *previous image*, so it must remember the image until its
+label comes. It produces a key per head. The key addresses the memory for reading (softmax of the cosines), and is written by
+"least recently used access": to where the head has just read, or to the least used slot, in learned proportions.
 
     usage_t = decay * usage_{t-1} + sum of all heads' reading and writing weights
     w_write = sigmoid(a) * w_read_{t-1} + (1 - sigmoid(a)) * least used_{t-1}
     M_t = M_{t-1} with the least used slots emptied, + w_write k_t
     w_read = softmax_i cos(k_t, M_t(i)),    r_t = w_read M_t,    logits_t = W [h_t, r_t]
 
-The loss is the sum of the cross-entropies of all steps, those of a class never seen before included. What is reported is the
-accuracy by presentation. What the tables of later papers call MANN's 1-shot and 5-shot accuracy, 82.8 and 94.9, are the 2nd and
-the 5th presentation; at the 1st no more than (1/N) sum 1/n, 45.7% of 5 classes, is possible.
+The loss is the sum of the cross-entropies of all steps, including those at a class's first image. The reported metric is the
+accuracy by presentation. What the tables of later papers call MANN's 1-shot and 5-shot accuracy, 82.8 and 94.9, are the 2nd
+and the 5th presentation; at the 1st the best possible is (1/N) sum 1/n, 45.7% for 5 classes.
 
-What the paper leaves open, and is ours: k = tanh(W_k h), a = W_a h, one per head; the controller also reads r_{t-1} (section
-3.1; equation 9 omits it); a step writes before it reads; head j has the j-th least used slot as its own; M_0 is 1e-6
-everywhere, the first reading and the first usage are slot 0's alone, all other states are zero; linear layers start Glorot
-uniform.
+Our choices, where the paper leaves it open: k = tanh(W_k h), a = W_a h, one per head; the controller also reads r_{t-1}
+(section 3.1; equation 9 omits it); a step writes before it reads; head j's "least used" slot is the j-th least used; M_0 is
+1e-6 everywhere, the first read weights and the first usage are at slot 0 only, all other states are zero; linear layers are
+initialised Glorot uniform.
 
     >>> import torch
     >>> from mamllit import MANN, Classification, Stream
@@ -61,7 +61,7 @@ class Memory(NamedTuple):
 
 
 class LSTMLearner(StreamMethod):
-    """The control without a memory: an LSTM that gets each image with the label of the image before.
+    """The baseline without a memory: an LSTM that gets each image with the label of the previous image.
 
     Args:
         backbone: gives features [n, ...] of the images; `torch.nn.Identity` for pixels, as in the paper.
@@ -71,7 +71,7 @@ class LSTMLearner(StreamMethod):
         hidden: size of the LSTM's state.
 
     Raises:
-        ValueError: for a size below 1; for a stream of other ways.
+        ValueError: for a size below 1; for a stream with another number of ways.
     """
 
     reads_features: ClassVar[bool] = True
@@ -89,7 +89,7 @@ class LSTMLearner(StreamMethod):
         self.glorot()
 
     def glorot(self) -> None:
-        """Begin with Glorot uniform weights and biases of zero, but in the backbone."""
+        """Initialise weights Glorot uniform and biases to zero, except in the backbone."""
         for name, value in self.named_parameters():
             if not name.startswith("backbone."):
                 nn.init.xavier_uniform_(value) if value.dim() > 1 else nn.init.zeros_(value)
@@ -153,9 +153,9 @@ class MANN(LSTMLearner):
     Args:
         backbone, objective, features, ways, hidden: see `LSTMLearner`.
         slots, width: S and M of the memory.
-        heads: R, which read and write.
+        heads: R, heads that read and write.
         decay: of a slot's usage, in [0, 1); the paper's supplement has .99, re-implementations .95.
-        tied: write the key that is read by, as in the paper; else a vector of its own, as re-implementations do.
+        tied: write the key that is used for reading, as in the paper; else a separate vector, as re-implementations do.
 
     Raises:
         ValueError: for a size below 1, more heads than slots, or a decay out of bounds.

@@ -8,11 +8,11 @@ O. Vinyals, C. Blundell, T. Lillicrap, K. Kavukcuoglu, D. Wierstra: Matching Net
 Settings: `scale` is 1 in the paper, which caps what P can be: with features that are never negative it is at most e / (e + N
 - 1) for 1 shot, and the loss at least 0.905 for 5 ways and 2.078 for 20. Later work takes 100. `score: summed_cosine` is S.
 Ravi and H. Larochelle's form, 2017: the cosines summed over a class are the logits. `context_steps` > 0 turns full context
-embeddings on (appendix A): g by an LSTM over the support in both directions, f by so many steps of an LSTM that attends to g.
+embeddings on (appendix A): g by a bidirectional LSTM over the support, f by that many steps of an LSTM that attends to g.
 
-Departures, where the paper is silent: f and g share their network (so in Ravi's code); the LSTM of f takes the read vector
-beside f'(x) as its input, not in its state, whose sizes do not fit as printed (equation 3); the support comes in the
-episode's order.
+Departures, where the paper is silent: f and g share their network (as in Ravi's code); the LSTM of f takes the read vector as
+an input beside f'(x), not as part of its state, because the sizes printed in equation 3 do not fit; the bidirectional LSTM
+reads the support in the episode's order.
 
     >>> import torch
     >>> from mamllit.core.episode import Examples
@@ -90,7 +90,7 @@ class MatchingNetworks(Method):
 
 
 class LSTMCell(nn.LSTMCell):
-    """PyTorch's, of operations that `torch.func.vmap` knows."""
+    """PyTorch's LSTM cell, built from operations that `torch.func.vmap` supports."""
 
     def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         h, cell = state
@@ -101,7 +101,7 @@ class LSTMCell(nn.LSTMCell):
 
 
 class FullContext(nn.Module):
-    """Support features [n, D] in the context of each other, query features [q, D] in that of the support.
+    """Puts support features [n, D] in the context of each other, and query features [q, D] in that of the support.
 
     Args:
         features: D.

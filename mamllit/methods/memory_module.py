@@ -3,23 +3,24 @@
 L. Kaiser, O. Nachum, A. Roy, S. Bengio: Learning to Remember Rare Events, ICLR 2017, arXiv 1703.03129; the authors' code is
 in tensorflow/models, learning_to_remember_rare_events.
 
-The memory has S slots, each with a key (a unit vector), a value (a label) and an age. A query q, the features after a linear
-map and scaled to length 1, is answered by the value of the nearest key. Its loss, with K+ and K- the nearest keys of the right
-and of a wrong label among the k nearest (and the slot that its label was last written to),
+The memory has S slots, each with a key (a unit vector), a value (a label) and an age. The answer to a query q (the features
+after a linear map, scaled to length 1) is the value of the nearest key. Its loss, with K+ and K- the nearest keys of the
+right and of a wrong label among the k nearest (and the slot that its label was last written to),
 
     max(0, q K- - q K+ + margin) - margin,    similarities below 0 counting as 0,
 
-has a gradient through q alone: keys are constants. Then the true label is shown, and the memory changes in one slot: where the
+has a gradient through q only: keys are constants. Then the true label is shown, and the memory changes in one slot: where the
 answer was right the key becomes normalise(K + q), else (q, label) replaces the oldest slot. All ages rise by 1, that of the
 slot becomes 0; "oldest" is by age + U(-noise, noise) in training.
 
-Training is that of `mamllit.systems.MemoryStream`: streams in rounds, several side by side in one memory with labels of their
-own, an update of the weights after each presentation, the memory emptied after each set of streams. In an evaluation each
-stream, or episode, has a memory of its own with room for all of it, so that nothing is forgotten.
+Training is that of `mamllit.systems.MemoryStream`: several streams, in rounds, side by side share one memory, each with its
+own labels; the weights are updated after each presentation, and the memory is emptied after each set of streams. In an
+evaluation each stream, or episode, has its own memory, large enough to forget nothing.
 
-Departures: an empty slot never answers, where the authors' has the value 0, a label like others (so that there, and here by
-1/N at the first image of a stream, accuracy without a shot is 1/N^2); evaluation has no noise of age, which changes nothing
-where no slot is evicted; a slot that one query updates and another overwrites in the same step is overwritten.
+Departures: an empty slot never answers; in the authors' code it has the value 0, a label like any other (either way, accuracy
+without a shot is 1/N^2: only at the first image of a stream can the answer be right, with probability 1/N). Evaluation adds
+no noise to the ages, which changes nothing, because no slot is evicted. A slot that one query updates and another overwrites
+in the same step is overwritten.
 
     >>> import torch
     >>> from mamllit import Classification, Examples, MemoryModule
@@ -57,15 +58,15 @@ class RareMemory(NamedTuple):
 
 
 class MemoryModule(StreamMethod):
-    """Learn features by which a memory of labelled examples is searched.
+    """Learn features for finding the nearest example in a memory of labelled examples.
 
     Args:
         backbone: gives features [n, D].
-        objective: `Classification`; the loss is the margin's.
+        objective: `Classification`, for the metric; the loss is the margin loss.
         features: D.
         margin: of the loss, > 0.
         neighbours: k, how many of the nearest keys the loss looks at.
-        keep: share of the features that dropout keeps in training, in (0, 1].
+        keep: fraction of the features that dropout keeps in training, in (0, 1].
 
     Raises:
         ValueError: for a number out of bounds.
@@ -95,7 +96,7 @@ class MemoryModule(StreamMethod):
         nn.init.trunc_normal_(self.query.weight, std=0.01, a=-0.02, b=0.02)
 
     def queries(self, x: Tensor, chance: Tensor | None = None) -> Tensor:
-        """Unit vectors [n, D] of images; `chance` [n, D], uniform in (0, 1), says what dropout leaves out, None: nothing."""
+        """Unit vectors [n, D] of images; `chance` [n, D], uniform in (0, 1), decides what dropout drops; None: nothing."""
         features = self.backbone(x).flatten(1)
         if chance is not None:
             features = features * (chance < self.keep).to(features.dtype) / self.keep
@@ -167,7 +168,7 @@ def remember(memory: RareMemory, q: Tensor, y: Tensor, noise: Tensor | None = No
     """The memory after the labels `y` [B] of queries `q` [B, D] were shown, one slot changed for each.
 
     Args:
-        noise: [S], added to the ages where the oldest slot is looked for.
+        noise: [S], added to the ages when choosing the oldest slot.
     """
     similarity = (q @ memory.keys.mT).masked_fill(memory.values == EMPTY, ABSENT)
     nearest = similarity.argmax(-1)

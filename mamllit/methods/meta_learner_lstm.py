@@ -5,19 +5,19 @@ S. Ravi, H. Larochelle: Optimization as a Model for Few-Shot Learning, ICLR 2017
     theta_t = f_t * theta_{t-1} - i_t * gradient_t
 
 For every parameter of the learner there is one such LSTM, all with the same weights. The gates come from an ordinary LSTM of
-20 hidden units, which gets the gradient and the support loss, in a form that numbers of all sizes can take:
+20 hidden units, which gets the gradient and the support loss, pre-processed so that all magnitudes are usable:
 
     i_t = sigmoid(W_I [h_t, theta_{t-1}, i_{t-1}] + b_I),    f_t = sigmoid(W_F [h_t, theta_{t-1}, f_{t-1}] + b_F)
     x -> (log |x| / p, sign x) where |x| >= e^-p, else (-1, e^p x),    p = 10
 
-The initial parameters theta_0 are learned with the rest. Gradients and losses of the learner are constants for the
-meta-gradient, which goes through the gates and theta: with W = 0 and an open f it is first-order MAML. The forget gate begins
-near 1 and the input gate near 0 (biases U(4, 5) and U(-5, -4), weights U(-.01, .01)): the first steps are small gradient steps.
+The initial parameters theta_0 are learned with the rest. The meta-gradient treats the learner's gradients and losses as
+constants, and goes through the gates and theta: with W = 0 and f = 1 this is first-order MAML. The forget gate begins near 1
+and the input gate near 0 (biases U(4, 5) and U(-5, -4), weights U(-.01, .01)): the first steps are small gradient steps.
 
-As the authors' code does, and the paper does not say: what a gate feeds back is its value before the sigmoid, at first 0; and
-the gradient, already that of a mean, is divided by the number of support examples once more (`divide`). In 5-shot the code
-makes 8 steps, where the paper has 5. Departures: the learner starts as our Conv4 does (theirs as Torch7's layers do, gamma in
-U(0, 1)). The published numbers are by the support's statistics, the inductive reading.
+From the authors' code, not in the paper: a gate feeds back its value before the sigmoid, initially 0; and the gradient of the
+mean loss is divided by the number of support examples once more (`divide`). In 5-shot the code makes 8 steps, the paper 5.
+Departures: the learner is initialised as our Conv4 (theirs as Torch7's layers, gamma in U(0, 1)). The published numbers use
+the support's statistics, the inductive reading.
 
     >>> import torch
     >>> from mamllit import MLP, Classification, Examples, MetaLearnerLSTM
@@ -46,7 +46,7 @@ HIDDEN, CELL, INPUT, FORGET = "lstm.hidden", "lstm.cell", "lstm.input", "lstm.fo
 
 
 class MetaLearnerLSTM(InnerLoopMethod):
-    """Learn how to move the learner's parameters, and where they begin.
+    """Learn how to update the learner's parameters, and their initial values.
 
     Args:
         backbone: the learner, with a head; any module without running buffers.
@@ -105,7 +105,7 @@ class MetaLearnerLSTM(InnerLoopMethod):
         return {name: moved[name].view_as(value) for name, value in state.items() if name in moved} | memory
 
     def update(self, theta: Tensor, gradient: Tensor, loss: Tensor, state: Params) -> tuple[Tensor, Params]:
-        """The parameters `theta` [n] after a step, and what the LSTM of each remembers of it."""
+        """The parameters `theta` [n] after a step, and the new states of their LSTMs."""
         seen = torch.cat([preprocess(gradient), preprocess(loss).expand(len(gradient), -1)], -1)
         i, f, g, o = (self.given(seen) + self.recurrent(state[HIDDEN])).chunk(4, -1)
         cell = f.sigmoid() * state[CELL] + i.sigmoid() * g.tanh()
@@ -126,7 +126,7 @@ class MetaLearnerLSTM(InnerLoopMethod):
 
 
 def preprocess(x: Tensor) -> Tensor:
-    """Numbers [...] as two each, [..., 2]: size and sign."""
+    """Numbers [...] as pairs, [..., 2]: magnitude and sign."""
     size = x.abs()
     large = torch.stack([size.clamp_min(math.exp(-P)).log() / P, x.sign()], -1)
     small = torch.stack([-torch.ones_like(x), math.exp(P) * x], -1)

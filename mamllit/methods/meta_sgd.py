@@ -1,11 +1,11 @@
 """Meta-SGD: the initialisation and a step size for every parameter, both meta-learned.
 
 Z. Li, F. Zhou, F. Chen, H. Li: Meta-SGD: Learning to Learn Quickly for Few-Shot Learning, 2017, arXiv 1707.09835. The inner
-step is phi = theta - alpha o grad L_s(theta), alpha of theta's shape and o element by element: the direction of a step is
-learned with its length, and an entry of alpha may become negative. The outer loop moves theta and alpha by the query loss.
+step is phi = theta - alpha o grad L_s(theta), alpha has theta's shape and o is elementwise: the direction of a step is
+learned with its length, and an entry of alpha may become negative. The outer loop moves theta and alpha on the query loss.
 
-The step sizes are meant for the number of steps that they were trained with: trained for one step, a few more make
-many tasks diverge. They are kept out of weight decay, which would pull every step towards none. Departures: those of
+The step sizes fit the number of steps that they were trained with: trained for one step, they make many tasks diverge in a
+few more. They are excluded from weight decay, which would pull every step size towards zero. Departures: those of
 `mamllit.methods.maml`.
 
     >>> import torch
@@ -38,8 +38,8 @@ class MetaSGD(InnerLoopMethod):
     Args:
         backbone, objective, inner_steps, reduction, frozen, head: as in `MAML`. The rows of a head that starts at zero or
             shared share their step sizes, one per feature and one for the bias.
-        inner_lr: bounds between which the step sizes are drawn, uniformly and independently, before meta-training (the
-            paper: 0.005 and 0.1); equal bounds give all the same.
+        inner_lr: bounds between which the initial step sizes are drawn, uniformly and independently (the paper: 0.005 and
+            0.1); equal bounds make all equal.
 
     Raises:
         ValueError: as in `MAML`; for bounds out of order.

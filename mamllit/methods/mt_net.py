@@ -6,8 +6,8 @@ layer too. The inner loop moves W and b only; T is meta-learned. A step on W the
 -alpha T T' grad_A: T is the metric. In an MT-net each output unit of a layer also has a bit, drawn once per task with a
 meta-learned probability; a unit whose bit is 0 is not moved. The bit is a straight-through Gumbel-softmax of two classes.
 
-T (W x + b) is computed as (T W) x + T b, which is the same and needs no second convolution; so the network itself stays as it
-is, and any network can be warped. Departures: those of `mamllit.methods.maml`; batch norm's parameters are not warped.
+T (W x + b) is computed as (T W) x + T b, which is equal and needs no second convolution; so the network itself stays
+unchanged, and any network can be warped. Departures: those of `mamllit.methods.maml`; batch norm's parameters are not warped.
 
     >>> import torch
     >>> from mamllit import Examples, MLP, MTNet, Regression
@@ -34,11 +34,11 @@ from mamllit.objectives import Objective, Reduction, task_loss
 
 
 class MTNet(InnerLoopMethod):
-    """MAML whose layers are warped by a meta-learned T; with `masked`, an MT-net, without, a T-net.
+    """MAML whose layers are warped by a meta-learned T: an MT-net with `masked`, a T-net without.
 
     Args:
         backbone, objective, inner_lr, inner_steps, reduction, first_order, frozen: as in `MAML`.
-        masked: draw a bit per output unit and task; without, all units move.
+        masked: draw a bit per output unit and task; otherwise all units move.
         temperature: of the Gumbel-softmax, whose gradient stands for that of the bit.
         probability: of a bit being 1, before meta-training, between 0 and 1 (the paper's code: 0.5).
 

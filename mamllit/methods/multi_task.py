@@ -1,15 +1,15 @@
 """Averaged multi-task networks, a baseline of the MAML paper: one network per task, and the mean of their parameters.
 
-C. Finn, P. Abbeel, S. Levine: Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks, ICML 2017, arXiv
-1703.03400, appendix C.1. 500 networks, each begun at random, are trained on much data of a task each; their parameters are
-averaged, and the average is adapted to a test task by gradient steps with a tuned step size. Three variants of the training:
-no regularisation, an l2 penalty on the weights, or an l2 penalty on their distance to the mean of the networks trained so far.
+C. Finn, P. Abbeel, S. Levine: Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks, ICML 2017, arXiv 1703.03400,
+appendix C.1. 500 randomly initialised networks are each trained on many examples of one task; their parameters are averaged,
+and the average is adapted to a test task by gradient steps with a tuned step size. Three variants of the training: no
+regularisation, an l2 penalty on the weights, or an l2 penalty on their distance to the mean of the networks trained so far.
 
 Here a meta-update trains one network per episode of the meta-batch, on all its examples, support and query. The meta-loss is
 half the squared distance from the meta-parameters to each network, held fixed, over the number of meta-updates so far: under
 an optimiser SGD with rate 1 the meta-parameters are the mean of all networks of all meta-updates. Departures: the networks of
-a meta-batch are trained side by side, so that "the mean so far" is that of the meta-updates before; each step is Adam's on all
-of the task's examples at once.
+a meta-batch are trained side by side, so that "the mean so far" is that of the previous meta-updates; each step is an Adam
+step on all of the task's examples at once.
 
     >>> import torch
     >>> from mamllit import Examples, MLP, MultiTask, Regression
@@ -43,14 +43,15 @@ BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # Adam's
 class MultiTask(InnerLoopMethod):
     """Train a network per task and average their parameters; adapt the average at test.
 
-    A network's weights and biases begin as PyTorch's, uniform within 1 / sqrt(inputs of the layer); other parameters (of
-    norms) begin at the meta-parameters.
+    A network's weights and biases are initialised as PyTorch does, uniform within 1 / sqrt(inputs of the layer); other
+    parameters (of norms) start at the meta-parameters.
 
     Args:
-        backbone, objective, reduction: as in `MAML`. Meant for regression: classes are others in each task.
+        backbone, objective, reduction: as in `MAML`. Meant for regression: in classification the classes differ between
+            tasks.
         inner_lr: step size of adaptation at test.
-        inner_steps: steps that `adapt` makes where it is not told.
-        train_lr, train_steps: Adam's steps that train each network.
+        inner_steps: number of steps, unless `adapt` is told otherwise.
+        train_lr, train_steps: step size and number of the Adam steps that train each network.
         penalty: what is added to a network's loss, `penalty_weight` times: nothing, the sum of its squared parameters, or the
             squared distance to the mean of the networks trained before.
         penalty_weight: >= 0.
@@ -119,7 +120,7 @@ class MultiTask(InnerLoopMethod):
     # ---- a network of a task -------------------------------------------------------------------------------------
 
     def begun(self, examples: Examples) -> Params:
-        """The random parameters that a task's network begins with, the same ones for the same examples."""
+        """The random initial parameters of a task's network, the same ones for the same examples."""
         key, own = episode_key(examples), {name: value.detach() for name, value in self.backbone.named_parameters()}
         drawn = {
             name: uniform(key, i, own[name].shape, own[name]) for i, name in enumerate(self.bounds) if name in self.adapted

@@ -3,7 +3,7 @@
 S. Ravi, H. Larochelle: Optimization as a Model for Few-Shot Learning, ICLR 2017, section 5.1 and table 1: on the 1,600
 features of a network that was pre-trained to tell the meta-train classes apart (`mamllit.systems.PreTrainer`; `--init_from`
 its run). O. Vinyals et al. 2016, table 1: on the pixels, with `torch.nn.Identity` for the network. Nothing is learned here,
-in a task or over tasks (`max_steps: 0`); with more shots it is still the single nearest image that decides.
+neither in a task nor across tasks (`max_steps: 0`); with more shots, the single nearest image still decides.
 
     >>> import torch
     >>> from mamllit.core.episode import Examples

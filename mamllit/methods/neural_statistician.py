@@ -7,20 +7,20 @@ A set D of images of one class has a context c, each of its images x a code z:
     p(c) = N(0, I),  p(z | c),  q(z | x, c),  q(c | D)  Gaussian with diagonal covariance,  p(x | z, c)  Bernoulli or Gaussian
     bound(D) = E[sum_x log p(x | z, c)] - KL(q(c | D) || p(c)) - sum_x KL(q(z | x, c) || p(z | c))
 
-Training maximises the bound, divided by the images of the set; labels only say which images make a set: the support and the
-query of a class together. A task is then solved without training for it: with N_i = q(c | support of class i) and N_x =
+Training maximises the bound, divided by the number of images in the set; labels only say which images form a set: the support
+and the query of a class together. A task is then solved without adaptation: with N_i = q(c | support of class i) and N_x =
 q(c | {x}), a query's logit for class i is - KL(N_i || N_x).
 
-What makes q(c | D) mean something for few images is sample dropout: in training some images of a set are left out of the mean
-that is pooled over it (not the first one), and the number that is left goes in beside the mean.
+Sample dropout makes q(c | D) useful for few images: in training, some images of a set (never the first) are left out of the
+pooled mean, and the number of those kept is given to the network beside the mean.
 
-Settings that the paper leaves open, with defaults of ours: `keep` .8, as in a re-implementation; `dilate` .5, the share of
-training images drawn one pixel thicker; grey images are made black and white anew in each episode of training, and rounded in
-a test. Departures: norm by batch statistics, support and query together (theirs: running ones at test); no weighting of the
-terms, which re-implementations begin with; log variances are kept in [-10, 10].
+Settings that the paper leaves open, with defaults of ours: `keep` .8, as in a re-implementation; `dilate` .5, the fraction of
+training images drawn one pixel thicker; grey images are binarised at random in each training episode, and rounded in a test.
+Departures: batch statistics of support and query together (theirs: running ones at test); no annealed weights of the terms,
+which re-implementations start with; log variances are kept in [-10, 10].
 
-With `likelihood: gaussian` the sets may be of real numbers, as in the paper's section 5.1; a test reads their mean and variance
-off the context.
+With `likelihood: gaussian` the sets may hold real numbers, as in the paper's section 5.1; a test infers their mean and
+variance from the context.
 
     >>> import torch
     >>> from mamllit import Classification, MLP, NeuralStatistician
@@ -100,10 +100,10 @@ class NeuralStatistician(Method):
         hidden: size of the hidden layers between the encoder and the latent variables.
         keep: probability that an image of a training set is pooled, in (0, 1]; the first one always is.
         dilate: probability that a training image is drawn one pixel thicker, in [0, 1].
-        likelihood: p(x | z, c): "bernoulli" for images, black and white; "gaussian" for real numbers, which stay as they are.
+        likelihood: p(x | z, c): "bernoulli" for black-and-white images; "gaussian" for real numbers, which are not binarised.
 
     Raises:
-        ValueError: for a number out of bounds or an unknown word; for `dilate` with a Gaussian likelihood.
+        ValueError: for a number out of bounds or an unknown likelihood; for `dilate` with a Gaussian likelihood.
     """
 
     reads_features: ClassVar[bool] = True

@@ -10,12 +10,12 @@ v_q of the posterior q in meta-training, and two step sizes, gamma_p and gamma_q
 models are sampled from q, adapted on the support by gradient steps, and judged on the query; the meta-loss is their mean loss
 plus the weighted KL(q || p). At test they are sampled from p, which knows the support only; their predictions are averaged.
 
-Why not `start`, `step`, `outer_loss`: the models that meta-training judges are sampled from q, which sees the query, so the
-meta-loss is not a function of what `adapt` returns.
+This is not an `InnerLoopMethod`: in meta-training the models are sampled from q, which sees the query, so the meta-loss is
+not a function of what `adapt` returns.
 
-Departures: the paper's hyper-parameters were not at hand, defaults follow public re-implementations. The inner loss stands for
-the negative log-likelihood; its scale (the noise of a regression) is in `kl_weight`. What the inner loop leaves alone
-(batch norm) is not random either.
+Departures: the paper's hyper-parameters were not available, so the defaults follow public re-implementations. The inner loss
+is used as the negative log-likelihood; its scale (the noise of a regression) is in `kl_weight`. What the inner loop leaves
+alone (batch norm) is not random either.
 
     >>> import torch
     >>> from mamllit import Examples, MLP, PLATIPUS, Regression
@@ -99,7 +99,7 @@ class PLATIPUS(Method):
         return {name: value for name, value in self.backbone.named_parameters() if name in self.adapted}
 
     def spread(self) -> dict[str, Tensor]:
-        """Mean standard deviations of prior and posterior, as shares of what they began with; near 0 they have collapsed."""
+        """Mean standard deviations of prior and posterior relative to their initial values; near 0 they have collapsed."""
         stds = {"sigma": self.log_sigma, "q": self.log_q}
         return {
             name: torch.cat([(value.detach() - self.start_log_std).exp().flatten() for value in values]).mean()

@@ -5,8 +5,8 @@ J. Snell, K. Swersky, R. Zemel: Prototypical Networks for Few-shot Learning, NIP
     c_k = mean of f(x_i) over the support of class k;    logits(x)_k = -|f(x) - c_k|^2
 
 Nothing is adapted: a task is its support. As in the authors' training, support and query go through the network together;
-their test uses the norm's running statistics, here it is that of the batch (see `mamllit.engine.evaluation`). With `distance:
-cosine` the logits are `scale` times the cosine of f(x) and c_k, which is how a pre-trained network is often read.
+their test uses the norm's running statistics, ours those of the batch (see `mamllit.engine.evaluation`). With
+`distance: cosine` the logits are `scale` times the cosine of f(x) and c_k, as is common on pre-trained features.
 
     >>> import torch
     >>> from mamllit.core.episode import Examples

@@ -4,13 +4,13 @@ A. Nichol, J. Achiam, J. Schulman: On First-Order Meta-Learning Algorithms, 2018
 steps on minibatches of a task, from theta to phi; then theta <- theta + epsilon mean(phi - theta). There is no query set:
 in meta-training all of an episode's examples, support and query, are trained on; at test the support alone.
 
-theta - phi is no derivative of a loss through the inner loop. It is the gradient of half the squared distance from theta to
-phi, with phi held fixed (the paper's section 5.2 reads the algorithm so), and that is this method's meta-loss: under an
-optimiser SGD with rate epsilon it makes the paper's update, under vectorisation, DDP and clipping like any other. No graph
-through the inner loop is kept.
+theta - phi is not the derivative of a loss through the inner loop. It is the gradient of half the squared distance from theta
+to phi, with phi held fixed (the paper's section 5.2 reads the algorithm so), and that is this method's meta-loss: with SGD
+and learning rate epsilon it makes the paper's update, and vectorisation, DDP and clipping work as for any other method. No
+graph through the inner loop is kept.
 
-Departures: the inner Adam's moments begin anew in each task (the authors' code carries them from one to the next); a task's
-minibatches go through one random order of its examples again and again (there: a new order each time).
+Departures: the inner Adam's moments are reset for each task (the authors' code carries them over); a task's minibatches
+repeat one random order of its examples (there: a new order in each pass).
 
     >>> import torch
     >>> from mamllit import Examples, MLP, Regression, Reptile
@@ -47,7 +47,7 @@ class Reptile(InnerLoopMethod):
         backbone, objective: as in `MAML`; the loss is the mean over a minibatch.
         inner_lr: step size of the inner loop.
         inner_steps: minibatches per task in meta-training.
-        inner_batch: examples per minibatch; all of them where there are no more.
+        inner_batch: examples per minibatch; all examples if there are fewer.
         inner_optimizer: "sgd", or "adam" without momentum (beta1 = 0, the paper's).
         frozen: shell patterns of backbone parameters that stay as they are, in the outer loop too; the paper trains all.
 

@@ -9,18 +9,18 @@ What the tables of few-shot papers call "Siamese" is the re-implementation of O.
 cosine`). Koch's own system, with 92.0 in 20-way one-shot trials within an alphabet, is `classify: verification` (the largest
 p) and `pairs: as_drawn` on `mamllit.backbones.KochNet` and `mamllit.data.OmniglotPairsDataModule`, which draws pairs.
 
-These numbers are Vinyals' with the network fine-tuned on each support; as it was trained, it reaches 96.7 / 98.4 / 88.0 / 96.5.
-They do not say how they fine-tune. Here, with `inner_steps` > 0, the weights of h take steps
+These numbers of Vinyals et al. are with the network fine-tuned on each support; without, it reaches 96.7 / 98.4 / 88.0 /
+96.5. They do not say how they fine-tune. Here, with `inner_steps` > 0, the weights of h take steps
 
     h <- h - inner_lr grad of the loss on the pairs of two different images of the support,
 
-those of one class counting as much as those of two (with one shot, all are of two classes). a and b stay as they are, so that
-they cannot do what the features should; a norm by batch statistics sees the support alone. Meta-training does not change.
+those of one class counting as much as those of two (with one shot, all are of two classes). a and b stay fixed, so that they
+cannot do what the features should; batch norm uses the statistics of the support alone. Meta-training does not change.
 
 Departures: with `pairs: balanced`, pairs are all pairs of query and support of an episode, and the two kinds count equally,
-which is what drawing half of the pairs of each kind does on average; the bias b, absent in the paper's formula, lets p(x, x)
-differ from 1/2. Vinyals et al. tell neither network nor optimiser, and of fine-tuning neither loss nor rate nor steps: those
-above are ours. Koch's learning rate, momentum and L2 penalty of each layer are not published, so that one optimiser serves all
+as drawing half of the pairs of each kind does on average; the bias b, absent in the paper's formula, lets p(x, x) differ from
+1/2. Vinyals et al. give neither network nor optimiser, nor the loss, step size and number of steps of fine-tuning: those
+above are ours. Koch's learning rate, momentum and L2 penalty of each layer are not published, so one optimiser serves all
 layers.
 
     >>> import torch
@@ -62,14 +62,13 @@ class SiameseNetworks(Method):
 
     Args:
         backbone: h; its output [n, D] are features.
-        objective: `Classification`, which reports; what is minimised is the loss on pairs.
+        objective: `Classification`, for the metric; the loss is that on pairs.
         features: D.
         classify: "cosine" or "verification", how a query gets its class.
         pairs: how the pairs of query and support of an episode count in the loss. "balanced": those of one class as much as
             those of two; the accuracy of training is that of the classes. "as_drawn": each pair the same, for data that draw
             pairs; the accuracy of training is that of p > 1/2.
-        inner_steps: of fine-tuning on the support of a task, where `adapt` is not told otherwise; 0 (default): none, whatever
-            it is told.
+        inner_steps: of fine-tuning on the support of a task, unless `adapt` is told otherwise; 0 (default): never fine-tune.
         inner_lr: of these steps.
 
     Raises:

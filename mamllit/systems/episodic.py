@@ -37,10 +37,10 @@ class EpisodicSystem(L.LightningModule):
         method: what is learned.
         optimizer: makes the optimiser from the parameters.
         lr_scheduler: makes a scheduler from the optimiser, stepped after every update; None for a constant rate.
-            `ReduceLROnPlateau` (Lightning's, with a `monitor`) steps after every validation, or for a training value with each
-            that is logged.
+            `ReduceLROnPlateau` (Lightning's, with a `monitor`) steps after every validation, or, if it monitors a training
+            value, each time that is logged.
         eval_steps: inner steps at validation and test; metrics are reported after 0, 1, ..., eval_steps.
-        report_step: the number of steps whose value is the headline (`val/<metric>`, progress bar, model selection).
+        report_step: the number of inner steps whose value is the headline (`val/<metric>`, progress bar, model selection).
         log_every: steps between two logged training values; logging each step would cost more than a sine step.
         diverged_above: an evaluation value above this counts as a diverged episode (regression).
         batch_norm: which statistics normalise the query images in a test, see `mamllit.engine.evaluation`; "population": those
@@ -100,7 +100,7 @@ class EpisodicSystem(L.LightningModule):
 
     @property
     def data(self) -> object:
-        """The Trainer's data module; None without one, as where a checkpoint is loaded by itself."""
+        """The Trainer's data module; None without one, as when a checkpoint is loaded without a Trainer."""
         try:
             return getattr(self.trainer, "datamodule", None)
         except RuntimeError:  # attached to no Trainer
@@ -134,7 +134,7 @@ class EpisodicSystem(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": settings}
 
     def _watched(self, scheduler: torch.optim.lr_scheduler.ReduceLROnPlateau) -> dict[str, Any]:
-        """For a scheduler that waits for a plateau: the value it monitors, and that it steps whenever the value is new."""
+        """Lightning's settings for `ReduceLROnPlateau`: the value it monitors, and a step each time that value is new."""
         monitor = getattr(scheduler, "monitor", None)
         if monitor is None:
             raise ValueError(
@@ -204,7 +204,7 @@ class EpisodicSystem(L.LightningModule):
                 )
 
     def begins_at(self, evaluation: EvaluationSet) -> int:
-        """Where a curve begins, of what `method.counted` counts: at 0, but at K where a stream method was shown a support."""
+        """The start of a curve, in units of `method.counted`: 0, or K where a stream method was shown a support."""
         return 0 if evaluation.stream or not isinstance(self.method, StreamMethod) else evaluation.shots
 
     def own_figures(self, evaluation: EvaluationSet, title: str) -> dict[str, Figure]:
@@ -231,7 +231,7 @@ class EpisodicSystem(L.LightningModule):
 
     @property
     def transductive(self) -> bool:
-        """Whether a prediction depends on the other query examples, as a trial has shown; before one, by the method's word."""
+        """Whether a prediction depends on the other query examples, as a trial found; before any trial, as the method says."""
         found = company(self.method)
         return self.method.transductive if found is None else found.kind != "none"
 
@@ -273,7 +273,7 @@ class EpisodicSystem(L.LightningModule):
             self._metrics[reading.name].update(batch.number, values[reading.batch_norm or reading.way])
 
     def _measured(self, data: EpisodicDataModule) -> Method:
-        """The method with a norm by the statistics of meta-train images."""
+        """The method with norms that use the statistics of meta-train images."""
         if not isinstance(data, ImageDataModule):
             raise ValueError(
                 f"'population' in batch_norm needs meta-train images, and {type(data).__name__} has none; leave it out"

@@ -9,8 +9,8 @@ from mamllit.methods import Method
 def parameter_groups(method: Method) -> list[dict[str, Any]]:
     """Parameter groups for a torch optimiser, after the method's `optimizer_groups`.
 
-    First the parameters that no pattern matches, with the optimiser's own settings, then one group per pattern with the
-    settings that stand beside it. Every parameter is in one group; a pattern without a parameter makes none.
+    First the parameters that no pattern matches, with the optimiser's own settings, then one group per pattern with that
+    pattern's settings. Every parameter is in one group; a pattern that matches nothing makes no group.
 
     Raises:
         ValueError: for a parameter that two patterns match.

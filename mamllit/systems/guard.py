@@ -31,10 +31,10 @@ def finite(gradients: list[Tensor]) -> bool:
 
 
 def not_finite(learner: Any, batch: EpisodeBatch, loss: Tensor) -> None:
-    """Leave out the update under way and count it, or stop, as `learner.non_finite` says.
+    """Skip the current update and count it, or stop, as `learner.non_finite` says.
 
     Raises:
-        NonFiniteMetaLoss: to stop; always where a weight itself is not finite, which no later step can mend.
+        NonFiniteMetaLoss: to stop; always if a weight itself is not finite, which no later step can repair.
     """
     trained = [value for value in learner.method.parameters() if value.requires_grad]
     if learner.non_finite == "skip" and all(value.isfinite().all() for value in trained):
@@ -81,7 +81,7 @@ def explain(trainer: L.Trainer, learner: L.LightningModule, batch: EpisodeBatch,
 
 
 def checkpoint_before(learner: Any) -> Path | None:
-    """Save the state that the step under way began with, as `before_step<n>.ckpt`; None at the first step."""
+    """Save the state before the current step, as `before_step<n>.ckpt`; None at the first step."""
     trainer: L.Trainer = learner.trainer
     if trainer.global_step == 0:
         return None

@@ -1,4 +1,4 @@
-"""Hands a meta-gradient that is computed already to the parameters, through Lightning's `loss.backward()`."""
+"""Hands an already computed meta-gradient to the parameters, through Lightning's `loss.backward()`."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor
 def with_gradient(loss: Tensor, gradients: Iterable[Tensor], parameters: Iterable[Tensor]) -> Tensor:
     """The loss, whose `backward` gives the parameters these gradients.
 
-    So Lightning's `loss.backward()`, and with it DDP's hooks, clipping, accumulation and loss scaling, work as ever.
+    So Lightning's `loss.backward()`, and with it DDP's hooks, clipping, accumulation and loss scaling, work as usual.
     """
     ready = list(gradients)
     return _Ready.apply(loss, len(ready), *ready, *parameters)

@@ -1,9 +1,9 @@
 """Training of a memory module: streams side by side that share one memory, and an update of the weights at each presentation.
 
-A step is one presentation: B streams, the batch, show an image each. The memory is part of the system's state, so that it is in
-every checkpoint and a resumed run goes on with it, to the bit; it is emptied before the first image of each B streams. What is
-random in a step (dropout, the noise of the ages) is a function of the seed and the step. Evaluation is that of all systems,
-with a memory for each stream or episode alone.
+A step is one presentation: B streams, the batch, show an image each. The memory is part of the system's state, so every
+checkpoint contains it and a resumed run continues bit for bit; it is emptied before the first image of each set of B streams.
+What is random in a step (dropout, the noise of the ages) is a function of the seed and the step. Evaluation is that of all
+systems, with a separate memory for each stream or episode.
 
     mamllit fit -c experiments/memory_module/omniglot_5way.yaml --data.root DIR
 """
@@ -30,12 +30,12 @@ class MemoryStream(EpisodicSystem):
         streams: B, side by side; the data's `meta_batch_size`.
         ways: N of a stream; the memory tells B * N labels apart.
         slots: S of the memory.
-        age_noise: the oldest slot is looked for by age + U(-age_noise, age_noise); >= 0.
-        optimizer, lr_scheduler, eval_steps, report_step, log_every: see `EpisodicSystem`; a value is logged of the
-            presentation at hand, so that with a multiple of the streams' length it is always the last one.
+        age_noise: the oldest slot is chosen by age + U(-age_noise, age_noise); >= 0.
+        optimizer, lr_scheduler, eval_steps, report_step, log_every: see `EpisodicSystem`; the logged value is that of the
+            current presentation; with `log_every` a multiple of the streams' length, always of their last one.
 
     Raises:
-        ValueError: for a number out of bounds; at `setup`, for data of other streams, or for several processes.
+        ValueError: for a number out of bounds; at `setup`, for data whose streams do not match, or for several processes.
 
     >>> from mamllit import Classification, MemoryModule, MemoryStream
     >>> system = MemoryStream(MemoryModule(torch.nn.Flatten(), Classification(), features=4), streams=2, ways=3, slots=8)
@@ -95,7 +95,7 @@ class MemoryStream(EpisodicSystem):
         self.check_streams(self.data)
 
     def check_streams(self, data: Any) -> None:
-        """Raise `ValueError` for data that give no presentations, or as many streams or ways as the memory does not expect."""
+        """Raise `ValueError` for data without presentations, or whose number of streams or ways is not the memory's."""
         if not isinstance(data, OmniglotStreamDataModule) or not data.presentations:
             raise ValueError(
                 f"MemoryStream trains on single presentations, and {type(data).__name__} does not give them; use "

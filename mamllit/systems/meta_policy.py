@@ -1,6 +1,6 @@
 """Meta-reinforcement learning: a training step acts, adapts each task's policy, acts again, and makes the outer step on both.
 
-Finn et al. 2017, section 5.3 and algorithm 3. The outer optimiser is an ordinary one of torch, by default the paper's,
+Finn et al. 2017, section 5.3 and algorithm 3. The outer optimiser is an ordinary torch optimiser, by default the paper's,
 `mamllit.rl.TrustRegion`; so steps, checkpoints, resuming and logging are Lightning's own.
 """
 
@@ -33,7 +33,8 @@ class MetaPolicy(EpisodicSystem):
 
     Args:
         method: what is learned: one whose inner steps can be made one at a time (`start`, `step`), with a `PolicyGradient`.
-        optimizer: makes the outer optimiser: `TrustRegion` or `ProximalAdam`, which are told each step's problem, or any other.
+        optimizer: makes the outer optimiser: `TrustRegion` or `ProximalAdam`, which are given each step's problem, or any
+            other.
         curvature: the share of the steps from which `TrustRegion` takes its products; 1 is the paper's.
         discount, gae_lambda: how rewards become advantages.
         later_steps: the share of the step size that the second and later gradient steps of an evaluation take (the paper: 1/2).
@@ -41,7 +42,7 @@ class MetaPolicy(EpisodicSystem):
 
     Raises:
         ValueError: for a number out of bounds, a method without single steps, an objective that is no `PolicyGradient`; at
-            `setup`, when the policy's sizes are not the world's.
+            `setup`, when the policy's sizes differ from the world's.
         TypeError: at `setup`, without a `ControlDataModule`.
         FloatingPointError: in a fit, where returns or the gradient are not finite.
 
@@ -138,7 +139,7 @@ class MetaPolicy(EpisodicSystem):
         """The Trainer's data module.
 
         Raises:
-            TypeError: where it is none that has a world to act in.
+            TypeError: if it is not a `ControlDataModule`.
         """
         data = self.data
         if not isinstance(data, ControlDataModule):

@@ -2,8 +2,8 @@
 
 The features of a network that was trained to tell the meta-train classes apart solve tasks of new classes well (S. Ravi, H.
 Larochelle, ICLR 2017, baselines of table 1; W.-Y. Chen et al., ICLR 2019), and they are a good start for meta-training:
-`mamllit fit -c ... --init_from RUN`. Training sees flat batches (the data's `plain`); validation and test are episodes like
-any other's, read by the nearest class mean in cosine, so that the best checkpoint is the best few-shot one.
+`mamllit fit -c ... --init_from RUN`. Training sees flat batches (the data's `plain`); validation and test use episodes like
+any other system's, classified by the nearest class mean (cosine), so the best checkpoint is the best few-shot one.
 
     mamllit fit -c experiments/pretrain/mini_imagenet_conv4_32.yaml --data.root DIR
 """
@@ -37,7 +37,8 @@ class PreTrainer(EpisodicSystem):
         optimizer, lr_scheduler, log_every, batch_norm: see `EpisodicSystem`; the scheduler steps with every update.
 
     Raises:
-        ValueError: for a number out of bounds; at `setup`, for other classes than the data's, or data without `plain`.
+        ValueError: for a number out of bounds; at `setup`, if `classes` is not the data's number, or for data without
+            `plain`.
 
     >>> from mamllit import Conv4, PreTrainer
     >>> learner = PreTrainer(Conv4(in_channels=3, filters=8, out_features=None, image_size=32), classes=64, head="cosine")

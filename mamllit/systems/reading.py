@@ -29,7 +29,7 @@ class Reading(NamedTuple):
 
     @property
     def way(self) -> BatchNorm:
-        """How to predict; where a batch has no say, both ways are the same, and this is the cheaper one."""
+        """How to predict; without batch norm both kinds are the same, and this is the cheaper one."""
         return self.batch_norm if self.batch_norm in BATCH_NORMS else "transductive"
 
 

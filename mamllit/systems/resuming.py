@@ -1,8 +1,8 @@
 """A resumed run goes on with the optimiser settings that are asked for now, or says which of them it cannot take.
 
-A checkpoint brings the optimiser's and the scheduler's state back, and with them the settings of the run before. So each
-checkpoint says with which settings its optimiser was made; what differs is set anew after the state is restored. A schedule is
-followed from its beginning to the step reached.
+A checkpoint restores the optimiser's and the scheduler's state, and with it the settings of the earlier run. So each
+checkpoint records the settings its optimiser was made with; those that differ now are set again after the state is restored.
+A schedule is replayed from its beginning to the step reached.
 """
 
 import warnings
@@ -78,7 +78,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def obey(trainer: L.Trainer, before: Mapping[str, Any], now: Mapping[str, Any], make: Callable[..., Any] | None) -> None:
-    """Give the restored optimiser, and its scheduler, which `make` makes, the settings that are asked for now.
+    """Give the restored optimiser, and its scheduler (made by `make`), the settings that are asked for now.
 
     Raises:
         ValueError: where the schedule that is asked for ends before the step reached.
