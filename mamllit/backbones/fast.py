@@ -21,8 +21,8 @@ def convolution(x: Tensor, weight: Tensor, stride: int) -> Tensor:
 def norm_relu(x: Tensor, norm: nn.Module, bias: Tensor, pool: bool) -> Tensor:
     """relu(norm(x + bias)), where `pool` followed by 2x2 max-pooling.
 
-    The norm takes `bias` [C] away again, so that only its gradient of zero is left of it. Norms of another kind, and those
-    whose statistics are not those of the whole batch, run as they are, if after the pooling where that gives the same.
+    The norm takes `bias` [C] away again, so that only its gradient of zero is left of it. Norms of another kind run
+    as they are; so do norms that use other statistics than the whole batch's, after the pooling where that gives the same.
     """
     own = norm if type(norm) is BatchStatNorm and not norm.watched else None
     if own is None or not own.by_batch:
@@ -44,8 +44,8 @@ def norm_relu(x: Tensor, norm: nn.Module, bias: Tensor, pool: bool) -> Tensor:
 
 
 def _pooled_first(x: Tensor, norm: BatchStatNorm, bias: Tensor) -> Tensor:
-    """The same by other statistics than the batch's own: without a gamma the largest pixel stays the largest, so that a
-    quarter of the numbers is left to normalise."""
+    """`norm_relu` with the first rows' or given statistics: without gamma the largest pixel stays the largest, so pooling
+    comes first and leaves a quarter of the numbers to normalise."""
     x = wide(x) if torch.is_autocast_enabled(x.device.type) else x
     mean, variance = norm.moments(x)  # of x without its bias, but where they are given
     pooled = F.max_pool2d(x, 2) + bias
