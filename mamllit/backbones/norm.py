@@ -1,7 +1,5 @@
 """Batch norm as the MAML authors ran it: always the statistics of the batch at hand, and a learned shift only.
-By default a batch is normalised by all of itself, as in the paper; see `mamllit.backbones.first_rows` and
-`mamllit.backbones.population` for the other readings.
-"""
+For other statistics see `mamllit.backbones.first_rows` and `mamllit.backbones.population`."""
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +10,7 @@ from mamllit.backbones.first_rows import first_rows
 class BatchStatNorm(nn.Module):
     """Normalise each channel with the batch's own statistics, over all examples and positions, then add `beta`.
 
-    tf.contrib.layers.batch_norm with is_training=True and scale=False (cbfinn/maml): eps 1e-3, biased variance, no gamma, no
-    running statistics.
+    tf.contrib.layers.batch_norm, is_training=True, scale=False (cbfinn/maml): no gamma, biased variance, no running statistics.
 
     Args:
         channels: size of dimension 1.
@@ -48,20 +45,18 @@ class BatchStatNorm(nn.Module):
         return self.placed(x, *self.moments(x))
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance by which `x` [n, channels, ...] is normalised, each [1, channels, 1, ...]."""
+        """Mean and biased variance that normalise `x` [n, channels, ...], each [1, channels, 1, ...]."""
         if self.statistics is not None:
             mean, variance = (value.to(x).view([1, -1] + [1] * (x.dim() - 2)) for value in self.statistics)
             return mean, variance
-        counted = x if self.statistics_rows is None else first_rows(x, self.statistics_rows)
-        others = [0, *range(2, x.dim())]
+        counted, others = first_rows(x, self.statistics_rows), [0, *range(2, x.dim())]
         mean = counted.mean(others, keepdim=True)
-        return mean, (counted - mean).square().mean(others, keepdim=True)  # var() takes twice as long where channels come last
+        return mean, (counted - mean).square().mean(others, keepdim=True)  # var() is slow where channels come last in memory
 
     def placed(self, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
         """`x`, or what was pooled of it, normalised by `moments`, scaled and shifted."""
         z = (x - mean) * torch.rsqrt(variance + self.eps)
-        if self.gamma is not None:
-            z = z * self.gamma.view(mean.shape)
+        z = z if self.gamma is None else z * self.gamma.view(mean.shape)
         return z + self.beta.view(mean.shape)
 
 
