@@ -49,15 +49,15 @@ class BatchStatNorm(nn.Module):
         if self.statistics is not None:
             mean, variance = (value.to(x).view([1, -1] + [1] * (x.dim() - 2)) for value in self.statistics)
             return mean, variance
-        counted, others = first_rows(x, self.statistics_rows), [0, *range(2, x.dim())]
+        counted = x if self.statistics_rows is None else first_rows(x, self.statistics_rows)
+        others = [0, *range(2, x.dim())]
         mean = counted.mean(others, keepdim=True)
         return mean, (counted - mean).square().mean(others, keepdim=True)  # var() is slow where channels come last in memory
 
     def placed(self, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
         """`x`, or what was pooled of it, normalised by `moments`, scaled and shifted."""
         z = (x - mean) * torch.rsqrt(variance + self.eps)
-        z = z if self.gamma is None else z * self.gamma.view(mean.shape)
-        return z + self.beta.view(mean.shape)
+        return (z if self.gamma is None else z * self.gamma.view(mean.shape)) + self.beta.view(mean.shape)
 
 
 def wide(x: Tensor) -> Tensor:
