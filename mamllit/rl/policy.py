@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from mamllit.backbones.mlp import ACTIVATIONS, Activation
+
+Init = Literal["xavier", "torch"]
 
 
 class GaussianHead(nn.Module):
@@ -25,8 +28,8 @@ class GaussianHead(nn.Module):
 class GaussianPolicy(nn.Module):
     """An MLP with a Gaussian head, the policy of Finn et al. 2017, section 5.3: two hidden layers of 100 with ReLU.
 
-    Weights begin as Xavier's uniform numbers and biases at zero, sigma as `std`, as in the authors' code (cbfinn/maml_rl). The
-    inner loop adapts log sigma, too. A departure: the authors keep sigma above 1e-6, which no run here came near.
+    Sigma begins as `std`; the inner loop adapts log sigma, too. A departure from the authors' code (cbfinn/maml_rl): it keeps
+    sigma above 1e-6, which no run here came near.
 
     Args:
         observations: numbers in an observation.
@@ -34,11 +37,13 @@ class GaussianPolicy(nn.Module):
         hidden: sizes of the hidden layers.
         activation: "relu" or "tanh".
         std: sigma before training.
+        init: "xavier", uniform weights and zero biases as in the authors' code, or "torch", the default of `nn.Linear`, whose
+            weights are about half as large. In a world that clips actions, smaller means leave the choice to the noise.
 
     Shape: [..., observations] -> [..., 2 * actions], mean and log sigma.
 
     Raises:
-        ValueError: for an unknown activation, a size below 1, or a sigma that is not positive.
+        ValueError: for an unknown activation or init, a size below 1, or a sigma that is not positive.
 
     >>> import torch
     >>> from mamllit.rl import GaussianPolicy
@@ -53,8 +58,11 @@ class GaussianPolicy(nn.Module):
         hidden: Sequence[int] = (100, 100),
         activation: Activation = "relu",
         std: float = 1.0,
+        init: Init = "xavier",
     ) -> None:
         super().__init__()
+        if init not in get_args(Init):
+            raise ValueError(f"init is {init!r}; it must be one of {list(get_args(Init))}")
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation is {activation!r}; it must be one of {sorted(ACTIVATIONS)}")
         if min(observations, actions, *hidden) < 1:
@@ -65,7 +73,7 @@ class GaussianPolicy(nn.Module):
         sizes = [observations, *hidden]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, hidden, strict=False))
         self.head = GaussianHead(sizes[-1], actions, math.log(std))
-        for layer in [*self.layers, self.head.mean]:
+        for layer in [*self.layers, self.head.mean] if init == "xavier" else []:
             nn.init.xavier_uniform_(layer.weight)  # type: ignore[arg-type]
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 

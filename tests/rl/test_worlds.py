@@ -98,6 +98,7 @@ def test_numbers_that_are_not_finite_stop_with_the_tasks_named() -> None:
         (lambda: GaussianPolicy(0, 2), r"observations is 0, actions 2, hidden \[100, 100\]; each must be >= 1"),
         (lambda: GaussianPolicy(2, 2, activation="gelu"), r"activation is 'gelu'; it must be one of \['relu', 'tanh'\]"),
         (lambda: GaussianPolicy(2, 2, std=0.0), r"std is 0\.0; it must be > 0"),
+        (lambda: GaussianPolicy(2, 2, init="zero"), r"init is 'zero'; it must be one of \['xavier', 'torch'\]"),
     ],
 )
 def test_what_is_refused(make: object, text: str) -> None:
@@ -109,3 +110,11 @@ def test_a_world_s_plain_parts() -> None:
     world: World = Revealed(Navigation())
     assert world.places(torch.ones(3, 4)).shape == (3, 2)  # type: ignore[union-attr]
     assert Tabular().places(torch.ones(3, 2)) is None
+
+
+def test_initial_weights_are_the_authors_or_those_of_linear_layers() -> None:
+    for init, bound in (("xavier", math.sqrt(6 / 106)), ("torch", 0.1)):
+        policy = GaussianPolicy(20, 6, init=init)
+        largest = float(policy.head.mean.weight.detach().abs().max())
+        assert 0.9 * bound < largest <= bound
+        assert (policy.head.mean.bias == 0).all() == (init == "xavier")
