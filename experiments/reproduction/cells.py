@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from mamllit import pretrained
+
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, where PyYAML has it: ten times as fast
 
 Numbers = Mapping[str, Mapping[int, float]]
@@ -115,8 +117,9 @@ def find_cells(experiments: Path, table: str, patterns: Sequence[str] = (), reci
 
 
 def _start(document: Mapping[str, Any], documents: Mapping[Path, Any], table: str, experiments: Path) -> Cell | None:
-    """The experiment whose run stands in `init_from`: RUNS/seed_0, where RUNS is that experiment's folder of runs."""
-    if (begun := document.get("init_from")) is None:
+    """The experiment whose run stands in `init_from`: RUNS/seed_0, where RUNS is that experiment's folder of runs. None where
+    the weights come with mamllit."""
+    if (begun := document.get("init_from")) is None or begun in pretrained.names():
         return None
     root = str(Path(begun).parent)
     for path, other in documents.items():

@@ -56,11 +56,13 @@ def _before(started_from: dict[str, Any] | None) -> float:
     """Seconds of the training with whose weights a run began, and of what that one began with."""
     if started_from is None:
         return 0.0
-    match = re.fullmatch(r"runs/(.+)/seed_(\d+)/checkpoints/.+", started_from["name"])
     known = {cell.name: cell for cell in cells()}
-    if match is None or match[1] not in known:
+    match = re.fullmatch(r"runs/(.+)/seed_(\d+)/checkpoints/.+", started_from["name"])
+    of_file = {name.replace("/", "_"): name for name in known}  # a checkpoint that comes with mamllit is named after its cell
+    name = match[1] if match else of_file.get(started_from["name"])
+    if name not in known:
         raise ValueError(f"{started_from['name']} is of no run in {RESULTS}: file that one first, by `mamllit results add`")
-    record = known[match[1]].seeds[int(match[2])]
+    record = known[name].seeds[int(match[2]) if match else started_from["seed"]]
     return float(record["seconds"]) + _before(record.get("started_from"))
 
 

@@ -18,9 +18,9 @@ class StartFrom(L.Callback):
     """Fills the method before the first step; a run that is resumed keeps its own weights, and remembers where it began.
 
     Args:
-        checkpoint: a name of `mamllit.pretrained.names()` or the path of a file that `mamllit export` wrote, which must fit
-            as a whole; or the directory of a run (its best checkpoint, else its last) or a `.ckpt` file, from which all
-            tensors that fit are taken, such as the backbone of a pre-training. None: untrained.
+        checkpoint: a name of `mamllit.pretrained.names()` or the path of a file that `mamllit export` wrote, all of whose
+            tensors the method must have (what the file lacks, such as a head, stays as it was); or the directory of a run (its
+            best checkpoint, else its last) or a `.ckpt` file, from which all tensors that fit are taken. None: untrained.
 
     `origin` then says what the run started from: name, iterations, seed, and its own origin, if any.
 
@@ -54,7 +54,10 @@ class StartFrom(L.Callback):
             assert isinstance(pl_module, EpisodicSystem)
             checkpoint, tensors = pretrained.read(self.file)
             weights_meet(getattr(trainer, "datamodule", None), checkpoint.data, checkpoint.name)
-            fill(pl_module.method, checkpoint, tensors)
+            left = {name: value for name, value in pl_module.method.state_dict().items() if name not in tensors}
+            if left and trainer.is_global_zero:
+                print(f"begins with {checkpoint.name}; left as they were, for the file lacks them: {_listed(left)}")
+            fill(pl_module.method, checkpoint, {**tensors, **left})
             earlier = (checkpoint.result.get("fit") or {}).get("started_from")
             self.origin = {
                 "name": checkpoint.name,

@@ -43,7 +43,8 @@ def export(
         result: what result.json would say of this checkpoint, where it was measured otherwise.
         trusted: packages of your own whose classes the run's configuration may name; see `mamllit.pretrained.load`.
 
-    What result.json holds of other steps than the checkpoint's is left out, with a warning.
+    What result.json holds of other steps than the checkpoint's is left out, with a warning. A pre-training run gives its
+    backbone without the head, as prototypical networks with the cosine; a method with the same backbone can start from it.
 
     Raises:
         FileNotFoundError: where the run lacks a file.
@@ -73,7 +74,7 @@ def export(
     }
     checkpoint = Checkpoint(
         name=path.stem,
-        model=of_system(config),
+        model=_model(config),
         data={"class_path": data["class_path"], "init_args": arguments, **_preparation(saved, data)},
         result=_result(result, saved["global_step"], asked, ckpt, config.get("results") or {}),
         stored_as=dtype,
@@ -84,6 +85,20 @@ def export(
     if path.resolve().parent == FOLDER.resolve():
         write_table()
     return path
+
+
+def _model(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The system's settings. A pre-training becomes the method that evaluates it: the nearest class mean by cosine."""
+    model = of_system(config)
+    if "method" in model or "backbone" not in model:
+        return model
+    arguments = {
+        "backbone": model["backbone"],
+        "objective": {"class_path": "mamllit.objectives.Classification"},
+        "distance": "cosine",
+    }
+    method = {"class_path": "mamllit.methods.PrototypicalNetworks", "init_args": arguments}
+    return {**model, "method": method, "eval_steps": 0, "report_step": 0}
 
 
 def _preparation(saved: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:

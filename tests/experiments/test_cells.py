@@ -93,12 +93,24 @@ def test_what_has_no_method_is_no_cell(file: str) -> None:
 def test_recipes_are_cells_of_their_own_and_know_what_they_begin_with() -> None:
     recipes = {cell.name: cell for cell in find_cells(EXPERIMENTS, "all", recipe=True)}
     assert set(recipes) == {f"recipes/{path.stem}" for path in EXPERIMENTS.glob("recipes/*.yaml")}
-    start = recipes["recipes/mini_imagenet_5way_nearest_neighbour"].start
-    assert start is not None
-    assert (start.name, start.max_steps) == ("pretrain/mini_imagenet_conv4_32_cosine", 1500)
-    assert start.start is not None
-    assert (start.start.name, start.start.max_steps) == ("pretrain/mini_imagenet_conv4_32", 6000)
-    assert recipes["recipes/omniglot_20way_1shot"].start is None
+    assert all(cell.start is None for cell in recipes.values())  # from nothing, or from weights that come with mamllit
+
+
+def test_a_recipe_may_begin_with_the_run_of_an_experiment_and_that_with_another(tmp_path: Path) -> None:
+    for name, system, begun in (
+        ("pretrain/first", "PreTrainer", None),
+        ("pretrain/second", "PreTrainer", "runs/pretrain/first/seed_0"),
+        ("recipes/toy_3way", "MetaLearner", "runs/pretrain/second/seed_0"),
+    ):
+        document = {"init_from": begun, "model": {"class_path": f"mamllit.systems.{system}"}}
+        document["trainer"] = {"default_root_dir": f"runs/{name}", "max_steps": 7}
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(document))
+    (recipe,) = find_cells(tmp_path, "toy", recipe=True)
+    assert recipe.start is not None
+    assert (recipe.start.name, recipe.start.max_steps) == ("pretrain/second", 7)
+    assert recipe.start.start is not None
+    assert recipe.start.start.name == "pretrain/first"
 
 
 def test_a_recipe_that_begins_with_no_experiment_is_refused(tmp_path: Path) -> None:

@@ -14,10 +14,13 @@ from toy_images import CLASSES, ToyImages
 from mamllit import cli
 from mamllit.backbones import MLP, Conv4
 from mamllit.callbacks.start_from import StartFrom, find_in_run, take_what_fits
+from mamllit.core.episode import Examples
 from mamllit.data.plain import PlainBatches
 from mamllit.engine.evaluation import evaluate
 from mamllit.methods import MAML, PrototypicalNetworks
 from mamllit.objectives import Classification
+from mamllit.pretrained import load
+from mamllit.pretrained.export import export
 from mamllit.systems import MetaLearner, PreTrainer
 from mamllit.systems.pretrain import count_features
 
@@ -139,6 +142,20 @@ def test_a_run_of_the_command_line_resumes_exactly_and_starts_another(tmp_path: 
     origin = result(tmp_path / "maml" / "seed_0")["fit"]["started_from"]
     assert origin["name"] == str(whole / "checkpoints" / "best.ckpt")
     assert origin["steps_done"] in (3, 6)
+
+    file = export(whole, ckpt="last", out=tmp_path / "features.safetensors", trusted=["toy_images"])
+    again = weights(fit(tmp_path, "file", maml, "--init_from", str(file)))
+    said, last = capfd.readouterr().out, weights(whole)
+    assert "begins with features; left as they were, for the file lacks them: backbone.head.weight, backbone.head.bias" in said
+    for name in again:
+        assert name.startswith("method.backbone.head") or torch.equal(again[name], last[name]), name
+    assert result(tmp_path / "file" / "seed_0")["fit"]["started_from"] == {"name": "features", "steps_done": 6, "seed": 0}
+    method = load(file)
+    x = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    state = method.adapt(Examples(x, torch.tensor([0, 1, 2, 0, 1, 2]), ways=3), steps=0)
+    assert method.predict(state, x[:3]).argmax(-1).tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"the checkpoint features does not fit the model: backbone\.convs\.0\.weight is"):
+        fit(tmp_path, "file_wide", MAML_ON_IT.replace("FILTERS", "9"), "--init_from", str(file))
 
     with pytest.raises(ValueError, match=r"nothing of .*best\.ckpt fits: it has .*; begin with a run of the same backbone"):
         fit(tmp_path, "wide", MAML_ON_IT.replace("FILTERS", "9"), "--init_from", str(whole))
