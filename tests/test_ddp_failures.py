@@ -128,7 +128,7 @@ def same_bits(one: dict[str, Any], other: dict[str, Any]) -> bool:
 def test_a_signal_to_any_rank_stops_all_after_the_same_step(two: SimpleNamespace, name: str) -> None:
     code = 128 + getattr(signal, name)
     assert [rank[name] for rank in two.ranks] == [code, 0]  # the first speaks for all: launchers kill the rest where one fails
-    said = f"stopped by {name} after step 7, saved as {two.out}/{name.lower()}/seed_0/checkpoints/last.ckpt; go on with"
+    said = f"stopped by {name} after step 7, saved as {two.out}/{name.lower()}/seed_0/checkpoints/last.ckpt; resume with"
     assert two.printed.count(said) == 1
     assert [rank[f"{name}, resumed"] for rank in two.ranks] == [[2, 12, 0]] * 2
     assert same_bits(state(two.out / name.lower()), state(two.out / "whole"))
@@ -178,7 +178,7 @@ def test_a_signal_from_outside(name: str, group: bool, tmp_path: Path) -> None:
     printed = (tmp_path / "log.txt").read_text()
     assert code == 128 + getattr(signal, name), printed
     assert "Traceback" not in printed
-    found = re.search(rf"stopped by {name} after step (\d+), saved as {last}; go on with --ckpt_path last", printed)
+    found = re.search(rf"stopped by {name} after step (\d+), saved as {last}; resume with --ckpt_path last", printed)
     assert found, printed
     step = int(found[1])
     assert state(tmp_path)["global_step"] == step

@@ -100,12 +100,12 @@ def test_a_disk_that_fails_for_good_costs_weights_but_no_number(
     texts = [str(warning.message) for warning in said]
     run = disk / "seed_0"
     for file, after in {
-        f"the checkpoint {run}/checkpoints/last.ckpt": "the one before it is untouched, and the training goes on",
+        f"the checkpoint {run}/checkpoints/last.ckpt": "the previous one is untouched, and training continues",
         f"the checkpoint {run}/checkpoints/best.ckpt": "there is none yet, and the training goes on",
         f"{run}/result.json": f"it is kept as {elsewhere}/result.json",
         f"{run}/episodes.csv": f"it is kept as {elsewhere}/episodes.csv",
         f"{run}/csv/version_0/metrics_not_written.csv": f"it is kept as {elsewhere}/metrics_not_written.csv",
-        f"the figure {run}/figures/learning_curve.png": "it can be made again by a test",
+        f"the figure {run}/figures/learning_curve.png": "`mamllit test` makes it again",
     }.items():
         assert any(text.startswith(f"cannot write {file} ({reason}); {after}") for text in texts), (file, texts)
     last = torch.load(run / "checkpoints/last.ckpt", weights_only=False)["global_step"]
@@ -135,7 +135,9 @@ def test_a_disk_with_room_again_has_it_all(disk: Path, elsewhere: Path, monkeypa
 )
 def test_such_a_disk_is_refused_at_the_start(damage: Callable[[Path], None], reason: str, disk: Path) -> None:
     damage(disk)
-    message = rf"the run directory {disk}/seed_0 cannot be written \({reason}\): make room or make it writable, or take another"
+    message = (
+        rf"the run directory {disk}/seed_0 cannot be written \({reason}\): free some space, make it writable, or choose another"
+    )
     with pytest.raises(OSError, match=message):
         cli.run([*FIT, "--trainer.default_root_dir", str(disk)])
 
@@ -145,7 +147,7 @@ def test_the_tracker_of_a_run_on_a_full_disk_does_not_end_it(
 ) -> None:
     """W&B, offline: its process writes a file of its own, and the artifact is a copy of a checkpoint."""
     at(monkeypatch, {7: lambda: fill(disk)})
-    with pytest.warns(), pytest.raises(OSError, match="the run has ended, but its weights could not be saved"):
+    with pytest.warns(), pytest.raises(OSError, match="the run finished, but its weights could not be saved"):
         cli.run([*FIT, "--trainer.default_root_dir", str(disk), "--wandb", "offline"])
     assert set(result(elsewhere)["results"]) == {"val", "paper[20]"}
 
@@ -160,7 +162,7 @@ def test_files_that_must_not_grow_cost_weights_but_no_number(tmp_path: Path) -> 
     )  # fmt: skip
     assert done.returncode == 1
     assert (
-        done.stderr.strip().splitlines()[-1].startswith("mamllit fit: the run has ended, but its weights could not be saved: ")
+        done.stderr.strip().splitlines()[-1].startswith("mamllit fit: the run finished, but its weights could not be saved: ")
     ), done.stderr
     assert "last.ckpt (File too large); there is none yet, and the training goes on" in done.stderr
     run = tmp_path / "runs/seed_0"

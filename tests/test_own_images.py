@@ -76,7 +76,7 @@ def the_whole_road(folder: Path, steps: int, *more: object) -> float:
     assert {row["true"] for row in rows} == set(names)
     right = sum(row["predicted"] == row["true"] for row in rows)
     assert f"{len(rows)} images, 5 classes, " in printed
-    assert f"; right {right} of {len(rows)} whose class is known" in printed
+    assert f"; {right} of {len(rows)} with a known class are right" in printed
     with Image.open(folder / "adapted" / "contact_sheet.png") as sheet:
         assert min(sheet.size) > 500
     return right / len(rows)

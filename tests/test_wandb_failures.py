@@ -98,7 +98,7 @@ def test_the_trackers_process_is_killed(tmp_path: Path) -> None:
     printed, _ = process.communicate(timeout=240)
     check(process, printed, tmp_path / "runs/seed_0")
     assert "sent to W&B's process: SIGKILL" in printed
-    message = r"WandbLogger cannot log \(\w+: .*\); the run goes on, and its result files do not need it"
+    message = r"WandbLogger cannot log \(\w+: .*\); the run continues, and its result files are safe"
     assert re.search(message, printed), printed
 
 
@@ -122,7 +122,7 @@ def test_a_server_that_cannot_be_reached_means_offline(tmp_path: Path) -> None:
     run = tmp_path / "runs/seed_0"
     check(process, printed, run)
     assert "the W&B server cannot be reached (" in printed
-    assert f"this run is logged offline, into {run}/wandb, from where `wandb sync` publishes it later" in printed
+    assert f"this run is logged offline to {run}/wandb; `wandb sync` uploads it later" in printed
     (file,) = run.glob("wandb/offline-run-*/run-*.wandb")
     assert any("test/results" in row for row in contents(file).history)
     assert contents(file).run.run_id == (run / "wandb_run_id").read_text()

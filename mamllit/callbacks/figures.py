@@ -49,7 +49,7 @@ class AdaptationFigures(L.Callback):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 figure.savefig(path, dpi=130)
             except OSError as error:
-                rank_zero_warn(f"cannot write the figure {path} ({error.strerror or error}); it can be made again by a test")
+                rank_zero_warn(f"cannot write the figure {path} ({error.strerror or error}); `mamllit test` makes it again")
                 continue
             print(f"figure: {path}")
             for logger in trainer.loggers:

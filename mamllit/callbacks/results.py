@@ -134,7 +134,7 @@ class ResultWriter(L.Callback):
     def _print(self, trainer: L.Trainer, learner: EpisodicSystem) -> None:
         if trainer.is_global_zero:
             Console(width=max(Console().width, 144)).print(self.table(learner))
-            print(f"results: {self._kept or 'above, for they could not be written'}")
+            print(f"results: {self._kept or 'above, since they could not be written'}")
 
     # ---- the printed table ---------------------------------------------------------------------------------------
 
@@ -274,7 +274,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict) or not isinstance(found.get("results", {}), dict):
-            raise ValueError("it holds something else than a result")
+            raise ValueError("it does not hold a result")
         return found
     except FileNotFoundError:
         return {}
@@ -282,7 +282,7 @@ def _read(path: Path) -> dict[str, Any]:
         aside = path.with_name("result_damaged.json")
         try:
             path.replace(aside)
-            kept = f"it is kept as {aside.name}, and a new one is written"
+            kept = f"it is kept as {aside.name} and a new one is written"
         except OSError:
             kept = "a new one is written"
         rank_zero_warn(f"{path} cannot be read ({error}); {kept}")

@@ -57,7 +57,7 @@ class SharpnessAlarm(L.Callback):
             self._told = True
             warnings.warn(
                 f"the inner loop overshoots in {above} of {len(found)} validation tasks after {trainer.global_step} steps: the "
-                f"support loss is up to {values['largest'] / BOUND:.3g} times too steep for its step; take a smaller inner_lr "
+                f"support loss is up to {values['largest'] / BOUND:.3g} times too sharp for its step; use a smaller inner_lr "
                 "and more inner_steps",
                 stacklevel=1,
             )

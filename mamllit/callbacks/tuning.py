@@ -52,9 +52,9 @@ class TunedStepSize(L.Callback):
         assert isinstance(pl_module, EpisodicSystem) and isinstance(data, EpisodicDataModule)
         method = pl_module.method
         if not isinstance(getattr(method, "inner_lr", None), float):
-            raise ValueError(f"{type(method).__name__} has no number inner_lr to tune; leave TunedStepSize out")
+            raise ValueError(f"{type(method).__name__} has no scalar inner_lr to tune; leave TunedStepSize out")
         if self.decays and not isinstance(getattr(method, "decay", None), float):
-            raise ValueError(f"{type(method).__name__} has no number decay to tune; leave the decays of TunedStepSize out")
+            raise ValueError(f"{type(method).__name__} has no scalar decay to tune; leave the decays of TunedStepSize out")
         (evaluation,) = data.evaluation_sets("val")
         episodes = data.episodes(evaluation, 0, min(self.episodes or evaluation.episodes, evaluation.episodes)).episodes
         moved = tree_map(lambda tensor: tensor.to(pl_module.device), episodes)

@@ -50,7 +50,7 @@ class AdaptationVideo(L.Callback):
             next(iter(world.frames(task, torch.zeros(world.reset_noise), torch.zeros(1, world.actions))))
         except Exception as error:
             raise RuntimeError(
-                f"{type(world).__name__} cannot be drawn here ({error}); set MUJOCO_GL to egl or osmesa where it is MuJoCo's, "
+                f"{type(world).__name__} cannot be rendered here ({error}); for a MuJoCo world set MUJOCO_GL to egl or osmesa, "
                 "or leave AdaptationVideo out"
             ) from error
 
@@ -70,7 +70,7 @@ class AdaptationVideo(L.Callback):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_video(path, chain.from_iterable(data.world.frames(batch.task[0].cpu(), *one) for one in filmed))
             except OSError as error:
-                rank_zero_warn(f"cannot write the video {path} ({error.strerror or error}); it can be made again by a test")
+                rank_zero_warn(f"cannot write the video {path} ({error.strerror or error}); `mamllit test` makes it again")
                 continue
             print(f"video: {path}")
             for logger in trainer.loggers:

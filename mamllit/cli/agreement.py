@@ -25,7 +25,7 @@ def agree(model: Any, data: Any) -> None:
             if value == DATA:
                 if name not in known:
                     raise ValueError(
-                        f"{name} of {network['class_path']} is left to the data, but {data['class_path']} does not tell it: "
+                        f"{name} of {network['class_path']} is left to the data, but {data['class_path']} does not set it: "
                         "give a number"
                     )
                 arguments[name] = known[name]
@@ -33,12 +33,12 @@ def agree(model: Any, data: Any) -> None:
                 continue  # of features, as many as one likes
             elif name in SENTENCES and name in known and value is not None and value != known[name]:
                 text = SENTENCES[name].format(value, known[name])
-                raise ValueError(f"{text}; give both the same number, or leave {name} out: then it is the data's")
+                raise ValueError(f"{text}; give both the same number, or leave {name} out to take it from the data")
 
 
 SENTENCES = {
     "out_features": "the network has {} outputs (out_features), but an episode of the data has {} ways",
-    "in_channels": "the network takes images of {} channels (in_channels), but those of the data have {}",
+    "in_channels": "the network takes images with {} channels (in_channels), but those of the data have {}",
     "image_size": "the network takes images of side {} (image_size), but those of the data have side {}",
 }
 

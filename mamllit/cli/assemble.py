@@ -37,7 +37,7 @@ def refuse_strategy(strategy: Any) -> None:
     words = strategy if isinstance(strategy, str) else str(getattr(strategy, "init_args", {}).get("start_method") or "")
     if any(word in words for word in ("fork", "spawn", "notebook")):
         raise ValueError(
-            f"trainer.strategy is {words!r}: processes that are forked or spawned keep the weights they train, and this one "
+            f"trainer.strategy is {words!r}: forked or spawned processes keep the weights that they train, and this one "
             "would save and test untrained ones; use --trainer.strategy ddp"
         )
 
@@ -54,4 +54,4 @@ def check_written(trainer: L.Trainer) -> None:
     needed = [str(last_checkpoint(trainer))]
     needed += [c.best_model_path for c in own_checkpoints(trainer) if c.monitor]
     if failed := "; ".join(f"{path} ({io.failed[path]})" for path in needed if path in io.failed):
-        raise OSError(f"the run has ended, but its weights could not be saved: {failed}. The results above are valid")
+        raise OSError(f"the run finished, but its weights could not be saved: {failed}. The results above are valid")

@@ -22,11 +22,11 @@ def overview() -> str:
             "",
             *lines,
             "",
-            "mamllit COMMAND --help lists what a command takes. To begin with:",
+            "mamllit COMMAND --help lists a command's options. To get started:",
             "",
             "  mamllit fit -c demo                             MAML on sine waves, about a minute",
             "  mamllit fit --help                              every setting of a run",
-            "  mamllit fit --model.help MetaLearner            those of a system, and with --data.help of a DataModule",
+            "  mamllit fit --model.help MetaLearner            the settings of a system; --data.help for a DataModule",
         ]
     )
 

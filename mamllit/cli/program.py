@@ -90,14 +90,14 @@ class MamllitCLI(LightningCLI):
         )
         parser.add_argument("--run_name", type=str, default="", help="run directory below default_root_dir (seed_<seed>)")
         parser.add_argument(
-            "--begin_if_none", type=bool, default=False, help="fit --ckpt_path last: begin a run where there is none"
+            "--begin_if_none", type=bool, default=False, help="fit --ckpt_path last: start a new run if there is none"
         )
-        parser.add_argument("--test_after_fit", type=bool, default=True, help="evaluate the last weights after fit")
-        parser.add_argument("--init_from", type=str | None, default=None, help="fit: begin with a trained checkpoint's weights")
+        parser.add_argument("--test_after_fit", type=bool, default=True, help="test the last weights after fit")
+        parser.add_argument("--init_from", type=str | None, default=None, help="fit: start from a trained checkpoint's weights")
         parser.add_argument(
-            "--trusted", type=list[str], default=[], help="packages of yours whose classes a checkpoint may name"
+            "--trusted", type=list[str], default=[], help="your own packages whose classes a checkpoint may name"
         )
-        parser.add_argument(DEBUG, action="store_true", help="show where an error comes from")
+        parser.add_argument(DEBUG, action="store_true", help="show an error's traceback")
         parser.add_argument("--threads", type=int | None, default=None, help="CPU threads (torch's default: one per core)")
         parser.set_defaults({"model": SYSTEM})
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint_last")
@@ -115,7 +115,7 @@ class MamllitCLI(LightningCLI):
             os.environ.pop("PL_GLOBAL_SEED", None)  # of an earlier run in this process
         fitting = self.subcommand == "fit"
         if empty := [name for name in CALLBACKS if config.get(name) is None]:
-            raise ValueError(f"{empty[0]} is null; leave it out of the YAML file, and its defaults hold")
+            raise ValueError(f"{empty[0]} is null; leave it out of the YAML file to use its defaults")
         if self.subcommand in ("test", "validate"):
             config.verbose = False  # ResultWriter prints the table; Lightning's has hundreds of rows
         if config.threads is not None:
@@ -124,8 +124,8 @@ class MamllitCLI(LightningCLI):
             torch.set_num_threads(config.threads)
         if config.get("weights_only") is False:
             raise ValueError(
-                "weights_only is False; a checkpoint is loaded as tensors and plain values in any case: name the package of a "
-                "class that it may hold with --trusted"
+                "weights_only is False, but a checkpoint is always loaded as tensors and plain values: to allow your own "
+                "classes in it, name their package with --trusted"
             )
         refuse_strategy(config.trainer.strategy)
         agree(config.model, config.data)
@@ -158,7 +158,7 @@ class MamllitCLI(LightningCLI):
         else:
             found = start.of_evaluation(root, name, asked)
         if config.trainer.fast_dev_run:
-            self.until_the_end.callback(print, "fast_dev_run: one batch of each kind, and nothing of it is kept")
+            self.until_the_end.callback(print, "fast_dev_run: one batch of each kind, nothing is saved")
             found = found._replace(run=Path(self.until_the_end.enter_context(TemporaryDirectory(prefix="mamllit-"))))
         return found
 
@@ -173,7 +173,7 @@ class MamllitCLI(LightningCLI):
             if "more than one stateful callback" not in str(error):
                 raise
             raise ValueError(
-                "two callbacks of one kind have the same settings, and Lightning could not tell their states apart; a "
+                "two callbacks of one kind have the same settings, so Lightning cannot tell their states apart; a "
                 "ModelCheckpoint beside checkpoint_last and checkpoint_best needs another monitor, mode or every_n_train_steps"
             ) from error
         equip(trainer, asked_for.get("init_from"), init.get("checkpoint_last"))
@@ -195,7 +195,7 @@ class MamllitCLI(LightningCLI):
             # max_steps need not be a multiple of every_n_train_steps
             self.trainer.save_checkpoint(last_checkpoint(self.trainer), weights_only=False)
         else:
-            rank_zero_info(f"the run has all of its {self.trainer.global_step} steps: nothing is trained")
+            rank_zero_info(f"the run already has all of its {self.trainer.global_step} steps: nothing to train")
         if self.config.fit.test_after_fit:
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         check_written(self.trainer)
@@ -275,4 +275,4 @@ def _end_tracking() -> None:
         try:
             wandb.finish()
         except Exception as error:  # a signal to all processes of a job ends W&B's as well
-            print(f"W&B has ended before the run ({type(error).__name__}: {error}); what it had logged is on the disk")
+            print(f"W&B stopped before the run ({type(error).__name__}: {error}); what it logged is on disk")

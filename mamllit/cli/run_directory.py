@@ -33,10 +33,10 @@ def check_name(name: str) -> str:
     """
     parts = name.split("/")
     if any(part in ("", ".", "..") for part in parts):
-        raise ValueError(f"run_name is {name!r}; it must stay below default_root_dir: no '..', '.', nor empty part")
+        raise ValueError(f"run_name is {name!r}; it must stay below default_root_dir: no '..', '.' or empty parts")
     if any(part.startswith((".", "~")) or part != part.strip() or not part.isprintable() or "\\" in part for part in parts):
         raise ValueError(
-            f"run_name is {name!r}; no part of it may begin with '.' or '~', begin or end with a space, or hold a backslash or "
+            f"run_name is {name!r}; no part of it may begin with '.' or '~', begin or end with a space, or have a backslash or "
             "control characters"
         )
     return name
@@ -124,7 +124,7 @@ def make(root: Path, name: str) -> RunDirectory:
     """
     leaf, number = version_of(Path(check_name(name)).name)
     if number is not None:
-        raise ValueError(f"run_name is {name!r}; _v{number} is given by mamllit to another run of the same name: take {leaf!r}")
+        raise ValueError(f"run_name is {name!r}; mamllit appends _v{number} to later runs of the same name: use {leaf!r}")
     first = root / name
     version = max(versions(root, name), default=0) + 1
     above = _make_all(first.parent, first)
@@ -201,7 +201,7 @@ def _make_all(folder: Path, run: Path) -> list[Path]:
 def _unwritable(run: Path, problem: OSError | str) -> OSError:
     text = problem if isinstance(problem, str) else problem.strerror or str(problem)
     return OSError(
-        f"the run directory {run} cannot be written ({text}): make room or make it writable, or take another with "
+        f"the run directory {run} cannot be written ({text}): free some space, make it writable, or choose another with "
         "--trainer.default_root_dir"
     )
 
@@ -215,8 +215,7 @@ def _lock(path: Path) -> IO | None:
         except BlockingIOError:
             file.close()
             raise BlockingIOError(
-                f"another process is training in {path}: wait for its end, or end it; without --ckpt_path a fit begins a "
-                "run of its own"
+                f"another process is training in {path}: wait for it or stop it; without --ckpt_path, `fit` starts a new run"
             ) from None
         if not locks:
             file.close()

@@ -59,11 +59,11 @@ def of_fit(
     if run is None:
         if asked == "best" or not begin:
             raise FileNotFoundError(
-                f"no run {root / name} has a checkpoint to go on from: leave --ckpt_path out to begin one, or name it with "
-                "--run_name, --seed_everything and --trainer.default_root_dir; a job that may be its own first start says "
+                f"no run {root / name} has a checkpoint to resume from: leave --ckpt_path out to start one, or name it with "
+                "--run_name, --seed_everything and --trainer.default_root_dir; a job that may be the first of its run passes "
                 "--begin_if_none true"
             )
-        rank_zero_info(f"no run {root / name} has a checkpoint: the run begins at its beginning")
+        rank_zero_info(f"no run {root / name} has a checkpoint: starting from scratch")
         return _held(run_directory.take_or_make(root, name) if first else None, root / name, None)
     held = run_directory.take(run) if first else None
     if asked == "best":
@@ -71,7 +71,7 @@ def of_fit(
     found = checkpoint_io.newest(run / CHECKPOINTS, max_steps, trusted)
     if found is None and not begin:
         raise FileNotFoundError(
-            f"no checkpoint in {run / CHECKPOINTS} can be read: leave --ckpt_path out to begin another run beside it"
+            f"no checkpoint in {run / CHECKPOINTS} can be read: leave --ckpt_path out to start another run beside it"
         )
     return _held(held, run, None if found is None else str(found))
 
@@ -98,7 +98,7 @@ def apart(root: Path, name: str, evaluated: str) -> Path:
     """
     if (run := run_directory.newest(root, name)) is not None:
         raise ValueError(
-            f"{evaluated} is no checkpoint of {run}, whose result it would replace: name the evaluation with --run_name"
+            f"{evaluated} is not a checkpoint of {run}, whose result it would replace: name the evaluation with --run_name"
         )
     found = run_directory.versions(root, name)
     return found[max(found)] if found else root / name
@@ -111,8 +111,8 @@ def pretrained_file(asked: str | None, fitting: bool) -> Path | None:
     path = pretrained.find(asked)
     if fitting:
         raise ValueError(
-            f"{path} holds a trained model without the optimiser's state, so `fit` cannot resume it; begin a new run "
-            f"with its weights by --init_from {asked}, or resume from a .ckpt file of a run"
+            f"{path} holds a trained model without the optimiser's state, so `fit` cannot resume it; start a new run "
+            f"from its weights with --init_from {asked}, or resume from a .ckpt file of a run"
         )
     return path
 
@@ -125,7 +125,7 @@ def local_file(asked: str) -> Path:
         FileNotFoundError: where there is none.
     """
     if "://" in asked or "::" in asked or asked.startswith(("data:", "registry")):
-        raise ValueError(f"ckpt_path is {asked!r}; a checkpoint is not fetched from an address: download it and name the file")
+        raise ValueError(f"ckpt_path is {asked!r}; checkpoints are not loaded from a URL: download it and name the file")
     path = Path(asked).expanduser()
     if path.is_dir():
         raise ValueError(f"ckpt_path is {asked!r}, a folder; name a file in it, such as {path / CHECKPOINTS / 'last.ckpt'}")

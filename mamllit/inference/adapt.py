@@ -94,7 +94,7 @@ def fitted(
             "new/support and new/query"
         )
     places = [place for place in (root, query_root) if place is not None]
-    notes = [f"{place}: not read, for their endings: {others}" for place in places if (others := left_out(place))]
+    notes = [f"{place}: unsupported files skipped: {others}" for place in places if (others := left_out(place))]
     notes += warnings_of(by_class, queries)
     labels = torch.tensor([i for i, own in enumerate(by_class.values()) for _ in own])
     seen: Seen
@@ -117,7 +117,7 @@ def fitted(
         images, drawn = as_ink(images, how)
         if drawn != how:
             notes.append(
-                f"the images are light on dark: they are not inverted, so that their ink is 1, as {described.name} saw it"
+                f"the images are light on dark: they are not inverted, since {described.name} was trained with ink = 1"
             )
         seen = replace(seen, how=drawn)
         x, query_x = seen.seen(images[: len(files)]), seen.seen(images[len(files) :])
@@ -232,7 +232,7 @@ def _support(support: Support) -> tuple[dict[str, list[Path]], list[Path], Path 
     alike: dict[str, str] = {}
     for name in by_class:
         if (other := alike.setdefault(unicodedata.normalize("NFC", name), name)) != name:
-            raise ValueError(f"two classes have names that only look the same, {other!a} and {name!a}: rename one")
+            raise ValueError(f"two class names only look the same, {other!a} and {name!a}: rename one")
     return by_class, [file for own in by_class.values() for file in own], root
 
 
@@ -271,7 +271,7 @@ def check_ways(method: Method | None, classes: Sequence[str]) -> None:
     outputs = getattr(getattr(method, "backbone", None), "out_features", None)
     if outputs is not None and outputs != len(classes):
         raise ValueError(
-            f"the checkpoint takes exactly {outputs} classes, for its network has {outputs} outputs; the support folder has "
-            f"{found}. Use another head on its features (--head {next(iter(HEADS))}), which takes any number, a checkpoint of "
+            f"the checkpoint takes exactly {outputs} classes, since its network has {outputs} outputs; the support folder has "
+            f"{found}. Use another head on its features (--head {next(iter(HEADS))}), which takes any number, a checkpoint for "
             f"{len(classes)} ways (`data.ways` and `out_features`), or {outputs} sub-folders"
         )

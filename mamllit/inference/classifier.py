@@ -187,7 +187,7 @@ def check_name(path: str | Path) -> Path:
     """The path of a classifier's file; `ValueError` where its name ends otherwise."""
     path = Path(path).expanduser()
     if path.suffix != SUFFIX:
-        raise ValueError(f"the classifier is to be {path}; its name must end in {SUFFIX}")
+        raise ValueError(f"the classifier file is {path}; its name must end in {SUFFIX}")
     return path
 
 
@@ -208,7 +208,7 @@ def load_classifier(path: str | Path, trusted: Sequence[str] = ()) -> Classifier
     metadata, stored = opened(path)
     if KEY not in metadata:
         raise ValueError(
-            f"{path} is no classifier: `mamllit adapt --save` did not write it (a checkpoint goes to --checkpoint)"
+            f"{path} is not a classifier: `mamllit adapt --save` did not write it (give a checkpoint as --checkpoint)"
         )
     try:
         entries = dict(json.loads(metadata[KEY]))
@@ -216,7 +216,7 @@ def load_classifier(path: str | Path, trusted: Sequence[str] = ()) -> Classifier
             newer = "install a newer one" if entries["format"] > FORMAT else "write it again with `mamllit adapt --save`"
             raise ValueError(f"its format is {entries['format']}, and this mamllit reads {FORMAT}: {newer}")
         if entries.pop("digest") != digest(entries, stored):
-            raise ValueError("it has changed since it was written: its digest is another")
+            raise ValueError("it has changed since it was written: its digest differs")
         return _loaded(entries, stored, trusted)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the classifier {path} cannot be used: {type(error).__name__}: {error}") from error

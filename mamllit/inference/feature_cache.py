@@ -95,10 +95,10 @@ class FeatureCache:
             if entries["format"] != FORMAT or entries["network"] != self.network:
                 return nothing
             if len(entries["files"]) != len(features) or entries["checksum"] != _checksum(features):
-                raise ValueError("its checksum is another")
+                raise ValueError("its checksum differs")
             return {key: i for i, key in enumerate(entries["files"])}, features
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            warnings.warn(f"the features in {self.path} are damaged and are computed anew ({error})", stacklevel=2)
+            warnings.warn(f"the features in {self.path} are damaged and are computed again ({error})", stacklevel=2)
             return nothing
 
     def _write(self, rows: dict[str, int], features: Tensor) -> None:
@@ -107,7 +107,7 @@ class FeatureCache:
             durable.write(self.path, save({TENSOR: features.contiguous()}, {KEY: json.dumps(entries)}))
         except OSError as error:
             reason = error.strerror or str(error)
-            self.problem = f"the features are not kept, for {self.path.parent} cannot be written ({reason}); name a --cache_dir"
+            self.problem = f"the features are not kept: {self.path.parent} cannot be written ({reason}); name a --cache_dir"
 
 
 def _checksum(features: Tensor) -> int:

@@ -114,7 +114,7 @@ def timm_features(name: str, weights: str | Path | None = PRETRAINED) -> TimmFea
     """
     model = name.removeprefix(TIMM)
     if not name.startswith(TIMM) or not model:
-        raise ValueError(f"features is {name!r}; it must be {TIMM!r} and the name of a model, e.g. {DEFAULT}")
+        raise ValueError(f"features is {name!r}; it must be {TIMM!r} followed by a model name, e.g. {DEFAULT}")
     if weights is None or (path := weights_file(model, weights)) is None:
         network = Timm(model, weights)
         return TimmFeatures(model, state_digest(network), lambda: network)

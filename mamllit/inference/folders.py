@@ -93,7 +93,7 @@ def predict_folder(
     _make(folder)
     x, problem = seen_of(loaded.seen, root, files, cache_dir, progress)
     others = left_out(root)
-    notes = (*((f"{query}: not read, for their endings: {others}",) if others else ()), *((problem,) if problem else ()))
+    notes = (*((f"{query}: unsupported files skipped: {others}",) if others else ()), *((problem,) if problem else ()))
     found = outcome(loaded, files, x, root, loaded.unsure if unsure is None else unsure, notes, start)
     found.write_csv(folder / CSV)
     if report:
@@ -118,7 +118,7 @@ def _written(found: Outcome, classifier: Classifier, folder: Path) -> Outcome:
         warnings.filterwarnings("always", GLYPHS)
         sheet.savefig(folder / SHEET, dpi=110)
     if any(re.match(GLYPHS, str(warning.message)) for warning in said):
-        found = replace(found, notes=(*found.notes, f"{SHEET} lacks letters of some class names, which no font here has"))
+        found = replace(found, notes=(*found.notes, f"{SHEET} lacks letters of some class names: no font here has them"))
     write_report(found, folder / REPORT)
     return found
 
@@ -130,5 +130,5 @@ def _make(folder: Path) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise type(error)(
-            error.errno, f"cannot write into the folder {folder} ({error.strerror}); name another with --out"
+            error.errno, f"cannot write to the folder {folder} ({error.strerror}); name another with --out"
         ) from error

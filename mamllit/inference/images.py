@@ -32,8 +32,8 @@ def known_preparation(data: Mapping[str, Any]) -> Preparation:
     """
     if (found := preparation_of(data)) is None:
         raise ValueError(
-            f"the checkpoint was trained with {data['class_path']}, and how that prepares an image is not known here (known: "
-            f"{', '.join(KNOWN)}); say it in Python: Settings(preparation=Preparation(image_size, channels))"
+            f"the checkpoint was trained with {data['class_path']}, whose image preparation is not known here (known: "
+            f"{', '.join(KNOWN)}); set it in Python: Settings(preparation=Preparation(image_size, channels))"
         )
     return found
 
@@ -90,7 +90,7 @@ def support_files(folder: str | Path) -> dict[str, list[Path]]:
     root = _existing(folder, "support")
     classes = {path.name: images_below(path) for path in map(Path, folders_in(root))}
     if not classes:
-        raise FileNotFoundError(f"the support folder {root} has no sub-folders; it needs one per class, named as the class")
+        raise FileNotFoundError(f"the support folder {root} has no sub-folders; it needs one per class, named after the class")
     if empty := [name for name, files in classes.items() if not files]:
         raise FileNotFoundError(f"no images in these class folders of {root}: {', '.join(empty)}; {_formats()}")
     return classes
@@ -133,11 +133,11 @@ def warnings_of(support: Mapping[str, Sequence[Path]], query: Sequence[Path]) ->
     said = []
     if leaks:
         said.append(
-            f"warning: {len(leaks)} of the {len(query)} query images are also support images, so that their accuracy says "
-            f"nothing about new ones: {_pairs(leaks)}"
+            f"warning: {len(leaks)} of the {len(query)} query images are also support images, so their accuracy says "
+            f"nothing about new images: {_pairs(leaks)}"
         )
     if twice:
-        said.append(f"warning: {len(twice)} support images stand in two classes: {_pairs(twice)}")
+        said.append(f"warning: {len(twice)} support images are in two classes: {_pairs(twice)}")
     return said
 
 

@@ -84,7 +84,7 @@ def export_onnx(classifier: str | Path, out: str | Path | None = None, trusted: 
     source = Path(classifier).expanduser()
     path = source.with_suffix(SUFFIX) if out is None else Path(out).expanduser()
     if path.suffix != SUFFIX:
-        raise ValueError(f"the file is to be {path}; its name must end in {SUFFIX}")
+        raise ValueError(f"the file is {path}; its name must end in {SUFFIX}")
     loaded = load_classifier(source, trusted)
     try:
         import onnx  # noqa: F401

@@ -128,7 +128,7 @@ def _summary(outcome: Outcome) -> str:
         low, high = wilson(hits, known)
         said.append(
             f"Of the {known} whose class is known, <b>{hits}</b> are right: {100 * hits / known:.1f}% "
-            f"(95% interval {100 * low:.1f} to {100 * high:.1f}); guessing would have {100 * outcome.chance:.1f}%."
+            f"(95% interval {100 * low:.1f} to {100 * high:.1f}); guessing would give {100 * outcome.chance:.1f}%."
         )
     return "".join(f"<p>{sentence}</p>" for sentence in said)
 
@@ -136,7 +136,7 @@ def _summary(outcome: Outcome) -> str:
 def _notes(notes: Sequence[str]) -> str:
     if not notes:
         return ""
-    return f'<div class="box"><b>To know</b>{"".join(f"<p>{_text(note)}</p>" for note in notes)}</div>'
+    return f'<div class="box"><b>Please note</b>{"".join(f"<p>{_text(note)}</p>" for note in notes)}</div>'
 
 
 def _sure(outcome: Outcome) -> str:
@@ -144,16 +144,16 @@ def _sure(outcome: Outcome) -> str:
     heading = "<h2>How sure is this?</h2>"
     if not outcome.estimates:
         return (
-            f'{heading}<div class="box"><p>Nobody knows: every class has one support image alone, so none could be put aside '
-            f"to be predicted. Guessing would be right in {100 * outcome.chance:.1f}%. Two images or more of each class give "
-            "an estimate here.</p></div>"
+            f'{heading}<div class="box"><p>Unknown: every class has only one support image, so none could be held out '
+            f"and predicted. Guessing would be right in {100 * outcome.chance:.1f}% of cases. Two images or more per class "
+            "give an estimate here.</p></div>"
         )
     first = outcome.estimates[0]
     how = "leave-one-out" if first.folds == first.images else f"{first.folds} folds"
     sentence = (
         f"About <b>{first.percent}</b> right on new images like these, by <b>{how}</b>: each of "
         f"{_number(first.images, 'support image')} was predicted from the others, by a head that had not seen it. The "
-        "interval, in brackets, has the true value 95 times in 100."
+        "interval, in brackets, contains the true value 95 times in 100."
     )
     if outcome.temperature is not None:
         sentence += f" The probabilities are calibrated on the same folds (temperature {outcome.temperature:.2g})."
@@ -203,7 +203,7 @@ def _confusion(outcome: Outcome) -> str:
         rows.append(f"<tr><th>{_text(name)}</th>{''.join(cells)}<th>{pairs[name, name]} of {total}</th></tr>")
     table = f"<thead><tr><td></td>{header}<th>right</th></tr></thead><tbody>{''.join(rows)}</tbody>"
     return (
-        '<h2>Which is taken for which?</h2><div class="box"><p class="soft">Rows: the true class. Columns: the predicted one.'
+        '<h2>Which classes are confused?</h2><div class="box"><p class="soft">Rows: the true class. Columns: the predicted one.'
         f'</p><table class="matrix">{table}</table></div>'
     )
 
@@ -228,10 +228,10 @@ def _images(outcome: Outcome, drawn: Sequence[int], pictures: dict[int, str]) ->
             f'<div class="name">{_text(names[i])}</div></div>'
         )
     more = len(outcome.query) - len(drawn)
-    left = f" {more} more, of which it is surer, are in predictions.csv." if more else ""
+    left = f" {more} more, with higher confidence, are in predictions.csv." if more else ""
     return (
-        f'<h2>The images, the least sure first</h2><p class="soft">Left the image, right the support image that looks most '
-        f'like it.{left}</p><div class="cards">{"".join(cards)}</div>'
+        f'<h2>The images, least confident first</h2><p class="soft">Left: the image; right: the support image most '
+        f'similar to it.{left}</p><div class="cards">{"".join(cards)}</div>'
     )
 
 
@@ -246,7 +246,7 @@ def _support(outcome: Outcome, pictures: dict[int, str]) -> str:
         left = f" (the first {SUPPORT} are shown)" if len(own) > SUPPORT else ""
         rows.append(f"<b>{_text(name)}</b> <small>{_number(len(own), 'image')}{left}</small><div class=strip>{frames}</div>")
     return (
-        f"<h2>What it has learnt from</h2><details><summary>{_number(len(outcome.support), 'support image')} of "
+        f"<h2>What it learned from</h2><details><summary>{_number(len(outcome.support), 'support image')} of "
         f"{_number(len(outcome.classes), 'class', 'classes')}</summary>{''.join(rows)}</details>"
     )
 

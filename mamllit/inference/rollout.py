@@ -64,7 +64,7 @@ def rollout_policy(
     method = rebuild(found, tensors, trusted)
     world = build((found.data.get("init_args") or {}).get("world"), trusted)
     if not isinstance(world, World) or not isinstance(method, StepByStep):
-        raise ValueError(f"{found.name} holds no policy, but a {type(method).__name__} for {found.data['class_path']}")
+        raise ValueError(f"{found.name} holds a {type(method).__name__} for {found.data['class_path']}, not a policy")
     if set(task) != set(world.task_names):
         raise ValueError(f"the task has {sorted(task)}; a task of {type(world).__name__} has {list(world.task_names)}")
     numbers = torch.tensor([[float(task[name]) for name in world.task_names]])
@@ -104,4 +104,4 @@ def write_video(path: Path, frames: Iterable[np.ndarray]) -> None:
             writer.send(np.ascontiguousarray(frame))
         writer.close()
     else:
-        raise ValueError(f"the video is to be {path}; its name must end in .gif or .mp4")
+        raise ValueError(f"the video file is {path}; its name must end in .gif or .mp4")

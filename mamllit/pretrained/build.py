@@ -51,13 +51,13 @@ def rebuild(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], trusted: Sequ
     try:
         _try_out(checkpoint, tensors, trusted)
     except _TooLarge as error:
-        raise ValueError(f"the model of {checkpoint.name} is not made: {error}") from None
+        raise ValueError(f"the model of {checkpoint.name} is not built: {error}") from None
     except RecursionError:
-        raise ValueError(f"the model of {checkpoint.name} is not made: its configuration is nested too deeply") from None
+        raise ValueError(f"the model of {checkpoint.name} is not built: its configuration is nested too deeply") from None
     except Exception as error:  # a class of the user's may need what the meta device does not have
         safe = all(_inside(path, SAFE) for path in class_paths(config))
         if safe and isinstance(error, RuntimeError):
-            raise ValueError(f"the model of {checkpoint.name} cannot be made: {error}") from error
+            raise ValueError(f"the model of {checkpoint.name} cannot be built: {error}") from error
         if safe:
             raise
     with filled_later():
@@ -76,7 +76,7 @@ def _try_out(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], trusted: Seq
 
 def _method(made: Any, checkpoint: Checkpoint) -> Method:
     if not isinstance(made, Method):
-        raise ValueError(f"the model of {checkpoint.name} is a {type(made).__name__}, which is no mamllit Method")
+        raise ValueError(f"the model of {checkpoint.name} is a {type(made).__name__}, which is not a mamllit Method")
     return made
 
 
@@ -107,13 +107,13 @@ class _AsLargeAs(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.left -= 1
         if self.left < 0:
-            raise _TooLarge("its configuration makes many more tensors than the file holds")
+            raise _TooLarge("its configuration creates many more tensors than the file holds")
         first = args[0] if args else (kwargs or {}).get("tensor")  # torch.nn.init names it
         if getattr(func, "__name__", "") in FILLS and isinstance(first, Tensor) and first.is_meta:
             return first  # nothing to fill; torch would load its compiler first
         made = func(*args, **(kwargs or {}))
         if isinstance(made, Tensor) and made.numel() > self.numbers:
-            raise _TooLarge(f"its configuration makes a tensor {list(made.shape)}, and the file holds far fewer numbers")
+            raise _TooLarge(f"its configuration creates a tensor {list(made.shape)}, but the file holds far fewer numbers")
         return made
 
 
@@ -129,7 +129,7 @@ def fill(method: Method, checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) 
 
 def _compare(method: Method, checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> None:
     own = method.state_dict()
-    problems = [f"{name} is missing in the checkpoint" for name in own if name not in tensors]
+    problems = [f"{name} is missing from the checkpoint" for name in own if name not in tensors]
     problems += [f"{name} is not in the model" for name in tensors if name not in own]
     problems += [
         f"{name} is {list(tensors[name].shape)} in the checkpoint and {list(value.shape)} in the model"
@@ -151,7 +151,7 @@ def build(config: Any, trusted: Sequence[str] = ()) -> Any:
     if refused := [path for path in class_paths(config) if not _inside(path, allowed)]:
         raise ValueError(
             f"the checkpoint names classes outside {', '.join(allowed)}: {', '.join(refused)}. Their code would be run; if "
-            f"you trust it, say so: trusted={sorted({path.split('.')[0] for path in refused})} in Python, --trusted on the "
+            f"you trust it, pass trusted={sorted({path.split('.')[0] for path in refused})} in Python or --trusted on the "
             "command line"
         )
     return _build(config, trusted)
@@ -165,7 +165,7 @@ def _build(config: Any, trusted: Sequence[str]) -> Any:
         except TypeError as error:
             raise ValueError(
                 f"{config['class_path']} does not take the arguments in the checkpoint ({error}); it may have been made "
-                f"with another version than this mamllit {mamllit.__version__}, torch {torch.__version__}"
+                f"with a version other than this mamllit {mamllit.__version__}, torch {torch.__version__}"
             ) from error
     if isinstance(config, Mapping):
         return {name: _build(value, trusted) for name, value in config.items()}
@@ -182,7 +182,7 @@ def _class(path: str, trusted: Sequence[str]) -> type:
     home = getattr(found, "__module__", "")
     plain = _inside(home, (*PLAIN, *trusted))
     if not isinstance(found, type) or not (plain or (_inside(home, SAFE) and issubclass(found, nn.Module))):
-        raise ValueError(f"{path} in the checkpoint is no network, method, objective or world; it is not made")
+        raise ValueError(f"{path} in the checkpoint is not a network, method, objective or world; it is not built")
     return found
 
 

@@ -58,14 +58,14 @@ def export(
         raise ValueError(f"dtype is {dtype!r}; it must be 'float32' or 'float16'")
     needed = {"config": run / "config.yaml", "result": run / "result.json", "weights": run / "checkpoints" / f"{ckpt}.ckpt"}
     if missing := [str(path) for path in needed.values() if not path.is_file()]:
-        raise FileNotFoundError(f"{run} is not the directory of a whole run of `mamllit fit`; missing: {', '.join(missing)}")
+        raise FileNotFoundError(f"{run} is not the directory of a complete run of `mamllit fit`; missing: {', '.join(missing)}")
     config = yaml.safe_load(needed["config"].read_text())
     saved = torch.load(needed["weights"], map_location="cpu", weights_only=True)
     asked = config["trainer"]["max_steps"]
     result = _of_step(json.loads(needed["result"].read_text()), saved["global_step"]) if result is None else result
     path = Path(out).expanduser() if out is not None else run / f"{cell_name(config)}{SUFFIX}"
     if path.suffix != SUFFIX:
-        raise ValueError(f"the file is to be {path}; its name must end in {SUFFIX}")
+        raise ValueError(f"the file is {path}; its name must end in {SUFFIX}")
     data = config["data"]
     arguments = {
         name: value
@@ -165,7 +165,7 @@ def _result(result: Mapping[str, Any], step: int, asked: int, ckpt: str, printed
     digits."""
     if result["steps_done"] != step:
         raise ValueError(
-            f"result.json is about the weights after {result['steps_done']} steps, but {ckpt}.ckpt holds those after {step}: "
+            f"result.json describes the weights after {result['steps_done']} steps, but {ckpt}.ckpt holds those after {step}: "
             f"run `mamllit test -c CONFIG --ckpt_path {ckpt}` first, or export the other checkpoint"
         )
     measured = {
@@ -199,7 +199,7 @@ def _of_step(result: dict[str, Any], step: int) -> dict[str, Any]:
     if of_others and result["steps_done"] == step:
         listed = ", ".join(f"{name} (step {'unknown' if at is None else at})" for name, at in of_others.items())
         warnings.warn(
-            f"left out, for the checkpoint is of step {step}: {listed}; to measure it, run `mamllit test` before the export",
+            f"left out, since the checkpoint is from step {step}: {listed}; to include it, run `mamllit test` before exporting",
             stacklevel=3,
         )
     return {**result, "results": {name: entry for name, entry in found.items() if name not in of_others}}

@@ -95,7 +95,7 @@ def find(name_or_path: str | Path) -> Path:
     hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
     what = f"no checkpoint file at {path}" if is_path else f"no checkpoint is named {text!r}"
     there = f"the names are: {', '.join(known)}" if known else "this copy of mamllit comes with none"
-    raise FileNotFoundError(f"{what}{hint}; {there}. A file of your own is made by `mamllit export` and given by its path")
+    raise FileNotFoundError(f"{what}{hint}; {there}. `mamllit export` makes a file of your own; give its path")
 
 
 def opened(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -130,7 +130,7 @@ def read(name_or_path: str | Path) -> tuple[Checkpoint, dict[str, Tensor]]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: the metadata entry {KEY!r} cannot be used: {error}") from error
     if not same and (written is not None or checkpoint.format > 1):
-        raise ValueError(f"{path} has changed since it was written: its digest is another; copy or export it again")
+        raise ValueError(f"{path} has changed since it was written: its digest differs; copy or export it again")
     return checkpoint, {name: value.float() if value.dtype == torch.float16 else value for name, value in stored.items()}
 
 

@@ -64,7 +64,7 @@ class HubCheckpoint(ModelHubMixin, library_name="mamllit"):
         **more: Any,
     ) -> "HubCheckpoint":
         if more:
-            raise TypeError(f"from_pretrained does not take {', '.join(sorted(more))}: the file says how the model is made")
+            raise TypeError(f"from_pretrained does not take {', '.join(sorted(more))}: the file defines the model")
         if Path(model_id).is_dir():
             return cls(Path(model_id) / WEIGHTS)
         found = hf_hub_download(

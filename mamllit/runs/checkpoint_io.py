@@ -51,7 +51,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         if storage_options is not None:
-            raise TypeError(f"storage_options is {storage_options!r}; a local checkpoint has none, leave it out")
+            raise TypeError(f"storage_options is {storage_options!r}; a local checkpoint takes none: leave it out")
         path = Path(path)
         try:
             buffer = io.BytesIO()
@@ -61,10 +61,10 @@ class DurableCheckpointIO(TorchCheckpointIO):
             durable.write(path, buffer.getvalue())
         except OSError as error:
             self.failed[str(path)] = error.strerror or str(error)
-            kept = "the one before it is untouched" if path.exists() else "there is none yet"
+            kept = "the previous one is untouched" if path.exists() else "there is none yet"
             warnings.warn(
-                f"cannot write the checkpoint {path} ({self.failed[str(path)]}); {kept}, and the training goes on. "
-                "Make room or make the folder writable: the next checkpoint tries again",
+                f"cannot write the checkpoint {path} ({self.failed[str(path)]}); {kept}, and training continues. "
+                "Free some space or make the folder writable: the next checkpoint tries again",
                 stacklevel=2,
             )
             return
@@ -108,8 +108,8 @@ def load(path: Path, trusted: Sequence[str] = (), map_location: Any = "cpu") -> 
     named = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     if refused := [name for name in named if not name.startswith(tuple(f"{package}." for package in trusted))]:
         raise ForeignCode(
-            f"{path} names {', '.join(refused)}, whose code would be run; it is not loaded. A checkpoint of mamllit holds "
-            "tensors and plain values; if a class of your own is meant, trust its package with --trusted"
+            f"{path} names {', '.join(refused)}, whose code would be run; it is not loaded. A mamllit checkpoint holds "
+            "tensors and plain values; if it is a class of your own, trust its package with --trusted"
         )
     with torch.serialization.safe_globals([_class(name, path) for name in named]):
         return torch.load(path, map_location=map_location, weights_only=True)
@@ -119,7 +119,7 @@ def _class(name: str, path: Path) -> type:
     module, _, own = name.rpartition(".")
     found = getattr(importlib.import_module(module), own, None)
     if not isinstance(found, type) or found.__module__.split(".")[0] != module.split(".")[0]:
-        raise ForeignCode(f"{path} names {name}, which is no class of {module}; it is not loaded")
+        raise ForeignCode(f"{path} names {name}, which is not a class of {module}; it is not loaded")
     return found
 
 
@@ -154,7 +154,7 @@ def newest(folder: Path, max_steps: int = -1, trusted: Sequence[str] = ()) -> Pa
         try:
             checkpoint = read(path, trusted)
         except ForeignCode as error:
-            warnings.warn(f"{error}: it is passed over", stacklevel=2)
+            warnings.warn(f"{error}: skipped", stacklevel=2)
             continue
         if checkpoint is None:
             damaged.append(path.name)
@@ -162,6 +162,6 @@ def newest(folder: Path, max_steps: int = -1, trusted: Sequence[str] = ()) -> Pa
             found.append((checkpoint["global_step"], path.name == "last.ckpt", path))
     best = max(found, default=None)
     if damaged:
-        instead = f"{best[2].name} of step {best[0]} is used" if best else "there is no other"
-        warnings.warn(f"in {folder}, {', '.join(damaged)} cannot be read, cut off or altered; {instead}", stacklevel=2)
+        instead = f"using {best[2].name} of step {best[0]}" if best else "there is no other"
+        warnings.warn(f"in {folder}, {', '.join(damaged)} cannot be read (truncated or altered); {instead}", stacklevel=2)
     return best[2] if best else None

@@ -75,7 +75,7 @@ def open_own(path: Path, mode: str, shared: bool = False) -> IO:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode) or not (shared or status.st_uid == os.geteuid()):
             os.close(handle)
-            raise PermissionError(f"{path} is no plain file of yours, so it is not written to: remove it")
+            raise PermissionError(f"{path} is not a regular file of yours, so it is not written to: remove it")
         if flags & os.O_TRUNC:
             os.ftruncate(handle, 0)
         return handle

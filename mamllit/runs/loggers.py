@@ -41,7 +41,7 @@ def wandb_mode(asked: str | None) -> str:
     mode = os.environ.get("WANDB_MODE", "").lower() or "offline"
     known = {"dryrun": "offline", "offline": "offline", "run": "online", "online": "online", "disabled": "disabled"}
     if mode not in known:
-        raise ValueError(f"WANDB_MODE is {mode!r}; it must be one of {sorted(known)}, or say --wandb offline")
+        raise ValueError(f"WANDB_MODE is {mode!r}; it must be one of {sorted(known)}, or use --wandb offline")
     return known[mode]
 
 

@@ -41,13 +41,13 @@ class SturdyWandbLogger(WandbLogger):
                 return super().experiment
         except (AuthenticationError, UsageError) as error:
             raise AuthenticationError(
-                f"W&B has no key that it accepts ({str(error).rstrip('.')}): `wandb login` once, or set WANDB_API_KEY; or log "
+                f"W&B has no valid API key ({str(error).rstrip('.')}): run `wandb login` once, or set WANDB_API_KEY; or log "
                 "offline with --wandb offline, or not at all with --wandb disabled"
             ) from error
         except CommError as error:
             warnings.warn(
-                f"the W&B server cannot be reached ({error}); this run is logged offline, into {self.save_dir}/wandb, from "
-                "where `wandb sync` publishes it later",
+                f"the W&B server cannot be reached ({error}); this run is logged offline to {self.save_dir}/wandb; "
+                "`wandb sync` uploads it later",
                 stacklevel=2,
             )
             wandb.teardown()  # its process holds the run's id, and has read its settings
@@ -107,7 +107,7 @@ def unharmed(logger: Logger, said: set[str] | None = None) -> Iterator[None]:
             if said is not None:
                 said.add(problem)
             kind = type(logger).__name__.removeprefix("Sturdy")
-            warnings.warn(f"{kind} cannot log ({problem}); the run goes on, and its result files do not need it", stacklevel=4)
+            warnings.warn(f"{kind} cannot log ({problem}); the run continues, and its result files are safe", stacklevel=4)
 
 
 def log_early(trainer: L.Trainer) -> None:

@@ -113,15 +113,15 @@ class CleanStop(L.Callback):
             if self._fitted:
                 raise Stopped(
                     number,
-                    f"during the test after the fit; the training is complete, and its weights are {last_checkpoint(trainer)}: "
-                    "measure them with `mamllit test` and the same configuration",
+                    f"during the test after the fit; training is complete, and its weights are in {last_checkpoint(trainer)}: "
+                    "evaluate them with `mamllit test` and the same configuration",
                 )
-            raise Stopped(number, "during the evaluation; nothing was to be saved: run the command again")
+            raise Stopped(number, "during the evaluation; there was nothing to save: run the command again")
         log_early(trainer)
         for logger in trainer.loggers:
             logger.save()
         path = last_checkpoint(trainer)
-        raise Stopped(number, f"after step {trainer.global_step}, saved as {path}; go on with --ckpt_path last")
+        raise Stopped(number, f"after step {trainer.global_step}, saved as {path}; resume with --ckpt_path last")
 
     # ---- checkpoints ---------------------------------------------------------------------------------------------
 

@@ -46,7 +46,7 @@ def run_id(run: Path) -> str:
         if re.fullmatch(r"[\w-]{1,64}", known, re.ASCII):
             return known
         if known:
-            warnings.warn(f"{path} holds {known!r:.80}, which is no id of W&B; the run gets a new one", stacklevel=2)
+            warnings.warn(f"{path} holds {known!r:.80}, which is not a W&B id; the run gets a new one", stacklevel=2)
     made = secrets.token_hex(4)
     if getattr(rank_zero_only, "rank", 0) == 0:  # the other ranks log nothing
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -191,7 +191,7 @@ def test_a_damaged_result_is_put_aside(learner: MetaLearner, tmp_path: Path, tex
     content = text.encode() if isinstance(text, str) else text
     (tmp_path / "result.json").write_bytes(content)
     with pytest.warns(
-        UserWarning, match=r"result\.json cannot be read \(.*\); it is kept as result_damaged\.json, and a new one is"
+        UserWarning, match=r"result\.json cannot be read \(.*\); it is kept as result_damaged\.json and a new one is"
     ):
         ResultWriter().on_test_end(trainer(tmp_path), learner)
     assert result(tmp_path)["steps_done"] == 700

@@ -59,7 +59,7 @@ def fit(inner_lr: float, tmp_path: Path, method: Method | None = None) -> list[d
 
 @pytest.mark.filterwarnings("ignore")
 def test_an_inner_loop_that_overshoots_is_told_once(tmp_path: Path) -> None:
-    expected = r"the inner loop overshoots in [1-3] of 3 validation tasks after 2 steps: .* times too steep .* smaller inner_lr"
+    expected = r"the inner loop overshoots in [1-3] of 3 validation tasks after 2 steps: .* times too sharp .* smaller inner_lr"
     with pytest.warns(UserWarning, match=expected) as caught:
         rows = fit(5.0, tmp_path)
     assert sum("overshoots" in str(entry.message) for entry in caught) == 1

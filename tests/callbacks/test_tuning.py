@@ -52,7 +52,7 @@ def test_where_all_diverge_the_smallest_is_taken() -> None:
 
 def test_a_method_without_a_step_size_is_refused() -> None:
     method = MetaSGD(MLP(1, [4], 1), Regression(), "mean")
-    with pytest.raises(ValueError, match="MetaSGD has no number inner_lr to tune; leave TunedStepSize out"):
+    with pytest.raises(ValueError, match="MetaSGD has no scalar inner_lr to tune; leave TunedStepSize out"):
         run_test(method, TunedStepSize())
 
 
@@ -81,5 +81,5 @@ def test_step_size_and_decay_are_tuned_together(capsys: pytest.CaptureFixture[st
     assert len(tuned.values) == 4
     assert "inner_lr 0.02 with decay 0, tuned on meta-val (mse after 3 steps: 1e-06 with decay 0: " in capsys.readouterr().out
     without = JointTraining(MLP(1, [4], 1), Regression(), 0.5, 1, "mean")
-    with pytest.raises(ValueError, match="JointTraining has no number decay to tune; leave the decays of TunedStepSize out"):
+    with pytest.raises(ValueError, match="JointTraining has no scalar decay to tune; leave the decays of TunedStepSize out"):
         run_test(without, tuned)

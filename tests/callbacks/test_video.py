@@ -45,7 +45,9 @@ def test_a_test_films_its_first_tasks(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_a_world_that_cannot_be_drawn_is_refused_at_the_start() -> None:
     learner, data = policy(Tabular())
-    with pytest.raises(RuntimeError, match=r"Tabular cannot be drawn here \(Tabular draws no pictures.*MUJOCO_GL.*leave Adapt"):
+    with pytest.raises(
+        RuntimeError, match=r"Tabular cannot be rendered here \(Tabular draws no pictures.*MUJOCO_GL.*leave Adapt"
+    ):
         make_trainer(1, callbacks=[AdaptationVideo()]).fit(learner, datamodule=data)
     with pytest.raises(TypeError, match=r"films a MetaPolicy, and this is a MetaLearner; leave it out"):
         AdaptationVideo().setup(make_trainer(1), MetaLearner(make_method()), "test")
@@ -59,7 +61,7 @@ def test_a_video_that_cannot_be_written_ends_no_test(tmp_path: Path) -> None:
     learner, data = policy(Navigation(horizon=2))
     (tmp_path / "videos").write_text("in the way")
     trainer = make_trainer(1, default_root_dir=tmp_path, callbacks=[AdaptationVideo()])
-    with pytest.warns(UserWarning, match=r"cannot write the video .*task0\.gif .*made again by a test"):
+    with pytest.warns(UserWarning, match=r"cannot write the video .*task0\.gif .*`mamllit test` makes it again"):
         trainer.test(learner, datamodule=data, verbose=False)
 
 
@@ -80,7 +82,7 @@ def test_the_half_cheetah_is_media_in_wandb(tmp_path: Path) -> None:
         said += done.stdout + done.stderr
         if done.returncode == 0:
             break
-        assert "HalfCheetahDirection cannot be drawn here" in said, said[-3000:]
+        assert "HalfCheetahDirection cannot be rendered here" in said, said[-3000:]
     else:
         pytest.skip(f"no renderer without a screen here: {said[-300:]}")
     (media,) = tmp_path.glob("seed_0/wandb/offline-run-*/files/media/videos/videos/*.gif")

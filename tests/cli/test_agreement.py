@@ -75,7 +75,7 @@ def test_what_the_data_does_not_tell_needs_a_number() -> None:
     with pytest.raises(ValueError, match=r"in_channels of mamllit\.backbones\.Conv4 is left to the data, but mamllit"):
         agree(model(in_channels="data"), data("Sine"))
     for make in (Conv4, MLP):
-        with pytest.raises(ValueError, match=r"is 'data', which the command line takes from the DataModule; here it ne"):
+        with pytest.raises(ValueError, match=r"is 'data', which only the command line fills in from the DataModule; gi"):
             make()
 
 

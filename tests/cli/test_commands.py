@@ -36,11 +36,11 @@ def test_from_a_run_to_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     )  # fmt: skip
     printed = capsys.readouterr().out
     assert "class a: its 1 support image repeated to weigh as much as the largest class" in printed
-    assert "9 images, 3 classes, toy, maml, 5 inner steps, transductive batch norm; right " in printed
+    assert "9 images, 3 classes, toy, maml, 5 inner steps, transductive batch norm; " in printed
     assert "accuracy on the support itself (4 folds, 4 images; chance 33.3%):\n  maml" in printed.replace(
         "leave-one-out", "4 folds"
     )
-    assert " of 9 whose class is known (" in printed
+    assert " of 9 with a known class are right (" in printed
     assert "transductive batch norm: each prediction depends on the other query images" in printed
     for name in ("predictions.csv", "contact_sheet.png", "report.html"):
         assert f": {tmp_path}/out/{name}" in printed
@@ -51,12 +51,12 @@ def test_an_export_without_a_result_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mamllit(monkeypatch, "export", toy_run(tmp_path / "run", result=toy_result(results={})))
-    assert "measured: nothing yet, run `mamllit test` before the export" in capsys.readouterr().out
+    assert "measured: nothing yet; run `mamllit test` before exporting" in capsys.readouterr().out
 
 
 def test_what_goes_wrong_is_said_without_a_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
-        SystemExit, match=r"^mamllit export: \S+ is not the directory of a whole run of `mamllit fit`; missing: "
+        SystemExit, match=r"^mamllit export: \S+ is not the directory of a complete run of `mamllit fit`; missing: "
     ):
         mamllit(monkeypatch, "export", tmp_path)
     with pytest.raises(SystemExit, match=r"^mamllit adapt: no checkpoint is named 'nothing'"):

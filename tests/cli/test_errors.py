@@ -103,14 +103,14 @@ def test_a_missing_key(said: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         monkeypatch.delenv(name, raising=False)
     text = said(*short(tmp_path / "runs", "--wandb", "online"))
     wandb.teardown()  # what W&B read of the environment would hold for every later run of this process
-    assert "W&B has no key that it accepts" in text and "`wandb login`" in text and "--wandb offline" in text
+    assert "W&B has no valid API key" in text and "`wandb login`" in text and "--wandb offline" in text
     assert not (tmp_path / "runs").exists()
 
 
 def test_debug_shows_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for words in (short(tmp_path, "--threads", "0", "--debug"), ["export", str(tmp_path / "run"), "--debug"]):
         monkeypatch.setattr(sys, "argv", ["mamllit", *words])
-        with pytest.raises((ValueError, FileNotFoundError), match=r"threads is 0|is not the directory of a whole run"):
+        with pytest.raises((ValueError, FileNotFoundError), match=r"threads is 0|is not the directory of a complete run"):
             cli.main()
 
 

@@ -71,7 +71,7 @@ def test_the_help_of_fit_is_its_own(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     with pytest.raises(SystemExit):
         call(monkeypatch, "fit", "--help")
     printed = capsys.readouterr().out
-    assert "mamllit fit: meta-train a method, and test it at the end." in printed
+    assert "mamllit fit: meta-train a method and test it at the end." in printed
     assert "--init_from" in printed
     assert "Lightning Trainer command line tool" not in printed
 
@@ -103,18 +103,16 @@ def test_a_file_that_exists_is_itself(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_name_that_is_none_or_several_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        FileNotFoundError, match=r"^no file and no experiment is named 'sine_10shott'; did you mean sine_10shot"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"^no file or experiment is named 'sine_10shott'; did you mean sine_10shot"):
         experiments.find("sine_10shott")
     monkeypatch.setattr(experiments, "names", lambda: {"anil/a": Path("x"), "bmaml/a": Path("y")})
-    with pytest.raises(ValueError, match=r"^'a' is the end of several experiments' names; take one of: anil/a, bmaml/a$"):
+    with pytest.raises(ValueError, match=r"^'a' is the end of several experiments' names; choose one of: anil/a, bmaml/a$"):
         experiments.find("a")
 
 
 def test_a_copy_without_experiments_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(experiments, "PACKAGE", tmp_path / "mamllit")
-    with pytest.raises(FileNotFoundError, match=r"^mamllit has no experiment files, in \S+ or beside it; install it from"):
+    with pytest.raises(FileNotFoundError, match=r"^no experiment files in \S+ or beside it; install mamllit from"):
         experiments.folder()
     (tmp_path / "mamllit/experiments").mkdir(parents=True)
     (tmp_path / "mamllit/experiments/demo.yaml").touch()
@@ -126,9 +124,7 @@ def test_the_command_line_s_names_become_paths(tmp_path: Path, monkeypatch: pyte
     given = ["-c", "demo", "--config=hardware/cpu", "--trainer.max_steps", "3", "-c"]
     demo, cpu = EXPERIMENTS / "demo.yaml", EXPERIMENTS / "hardware/cpu.yaml"
     assert experiments.resolve(given) == ["-c", str(demo), f"--config={cpu}", "--trainer.max_steps", "3", "-c"]
-    with pytest.raises(
-        SystemExit, match=r"^mamllit fit: no file and no experiment is named 'dem'; did you mean demo or demo_rl\?"
-    ):
+    with pytest.raises(SystemExit, match=r"^mamllit fit: no file or experiment is named 'dem'; did you mean demo or demo_rl\?"):
         call(monkeypatch, "fit", "-c", "dem")
 
 
@@ -155,7 +151,9 @@ def test_a_copy_is_the_file_and_writes_over_none(
     copied = tmp_path / "maml/sine_10shot.yaml"
     assert capsys.readouterr().out == f"{copied}\n"
     assert copied.read_bytes() == (EXPERIMENTS / "maml/sine_10shot.yaml").read_bytes()
-    with pytest.raises(SystemExit, match=rf"^mamllit experiments: {copied} is there already; name another folder than "):
+    with pytest.raises(
+        SystemExit, match=rf"^mamllit experiments: {copied} already exists; remove it or name a folder other than "
+    ):
         call(monkeypatch, "experiments", "maml", "--copy", tmp_path)
     assert not (tmp_path / "maml/sine_line_5shot.yaml").exists()
 
@@ -207,13 +205,9 @@ def test_where_a_run_began_is_kept_without_the_machine_s_folders(
 def test_results_add_refuses_what_is_no_result(
     fitted: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(
-        SystemExit, match=r"^mamllit results: there is no folder \S+nowhere; call this in a clone of mamllit, or"
-    ):
+    with pytest.raises(SystemExit, match=r"^mamllit results: there is no folder \S+nowhere; run this in a clone of mamllit or"):
         call(monkeypatch, "results", "add", fitted.run, "--to", tmp_path / "nowhere")
-    with pytest.raises(
-        SystemExit, match=r"is not the directory of a run of `mamllit fit`; missing: \S+config\.yaml, \S+result"
-    ):
+    with pytest.raises(SystemExit, match=r"is not a run directory of `mamllit fit`; missing: \S+config\.yaml, \S+result"):
         call(monkeypatch, "results", "add", tmp_path, "--to", tmp_path)
     run = shutil.copytree(fitted.run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
     result = json.loads((run / "result.json").read_text())
@@ -222,7 +216,9 @@ def test_results_add_refuses_what_is_no_result(
         call(monkeypatch, "results", "add", run, "--to", tmp_path)
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.replace("maml/sine_10shot", "mine/own"))
-    with pytest.raises(SystemExit, match=r"are those of no experiment, by whose name results are filed; `mamllit experiments`"):
+    with pytest.raises(
+        SystemExit, match=r"^mamllit results: no experiment has .*, and results are stored by experiment; `mamllit experiments`"
+    ):
         call(monkeypatch, "results", "add", run, "--to", tmp_path)
 
 

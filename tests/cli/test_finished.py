@@ -27,7 +27,7 @@ def test_a_finished_run_stays_finished(tmp_path: Path, caplog: pytest.LogCapture
             done = cli.run([*arguments, "--ckpt_path", "last"])
             assert done.trainer.global_step == 4
             assert checkpoints(tmp_path / "seed_0") == before
-    assert caplog.text.count("the run has all of its 4 steps: nothing is trained") == 3
+    assert caplog.text.count("the run already has all of its 4 steps: nothing to train") == 3
     assert result(tmp_path / "seed_0")["results"] == ended["results"]
     apart = [
         "--trainer.default_root_dir",
@@ -80,6 +80,6 @@ def test_one_with_the_settings_of_ours_is_explained(tmp_path: Path) -> None:
     ],
 )
 def test_processes_that_keep_their_weights_are_refused(strategy: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"keep the weights they train, and this one would save and test untrained ones"):
+    with pytest.raises(ValueError, match=r"keep the weights that they train, and this one would save and test untrained ones"):
         cli.run(short(tmp_path / "root", "--trainer.strategy", strategy, "--trainer.devices", "2"))
     assert not (tmp_path / "root").exists()

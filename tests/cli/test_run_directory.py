@@ -31,21 +31,19 @@ def with_checkpoint(run: Path, name: str = "last", step: int = 10) -> Path:
 
 @pytest.mark.parametrize("name", ["..", "../elsewhere", "a/../../b", "/tmp/a", "a//b", "a/", ".", ""])
 def test_a_name_stays_below_the_root(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"it must stay below default_root_dir: no '\.\.', '\.', nor empty part"):
+    with pytest.raises(ValueError, match=r"it must stay below default_root_dir: no '\.\.', '\.' or empty parts"):
         make(tmp_path / "root", name)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", [".hidden", "~me", " a", "a ", "a\nb", "a\\b", "a/.b"])
 def test_a_name_is_one_that_everybody_can_read(name: str) -> None:
-    with pytest.raises(ValueError, match=r"no part of it may begin with '\.' or '~', begin or end with a space, or hold a"):
+    with pytest.raises(ValueError, match=r"no part of it may begin with '\.' or '~', begin or end with a space, or have a"):
         check_name(name)
 
 
 def test_a_fit_cannot_ask_for_a_version(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"run_name is 'a_v2'; _v2 is given by mamllit to another run of the same name: take 'a"
-    ):
+    with pytest.raises(ValueError, match=r"run_name is 'a_v2'; mamllit appends _v2 to later runs of the same name: use 'a"):
         make(tmp_path, "a_v2")
 
 
@@ -136,7 +134,7 @@ def in_another_process(function: Callable[..., RunDirectory], *words: Path | str
 
 def test_a_run_under_way_is_nobody_elses(tmp_path: Path) -> None:
     held = make(tmp_path, "a")
-    refused = f"another process is training in {held.path}: wait for its end, or end it; without --ckpt_path a fit begins a run"
+    refused = f"another process is training in {held.path}: wait for it or stop it; without --ckpt_path, `fit` starts a new run"
     assert in_another_process(take, held.path).startswith(refused)
     assert in_another_process(take_or_make, tmp_path, "a") == str(tmp_path / "a_v2")
     held.__exit__(None, None, None)
@@ -205,7 +203,7 @@ def test_last_and_test_pass_over_runs_without_a_checkpoint(tmp_path: Path) -> No
 def test_nothing_to_go_on_from_is_an_error(asked: str, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     with pytest.raises(
-        FileNotFoundError, match=rf"^no run {tmp_path}/a has a checkpoint to go on from: leave --ckpt_path out to"
+        FileNotFoundError, match=rf"^no run {tmp_path}/a has a checkpoint to resume from: leave --ckpt_path out to"
     ):
         start.of_fit(tmp_path, "a", asked, 20, False, True)
     assert list((tmp_path / "a").iterdir()) == []
@@ -217,7 +215,7 @@ def test_a_job_may_be_its_own_first_start(how: str, tmp_path: Path, monkeypatch:
         monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     found = start.of_fit(tmp_path, "a", "last", 20, how == "setting", True)
     assert found[:2] == (tmp_path / "a", None) and found.held is not None
-    with pytest.raises(FileNotFoundError, match=r"no run .*/a has a checkpoint to go on from"):
+    with pytest.raises(FileNotFoundError, match=r"no run .*/a has a checkpoint to resume from"):
         start.of_fit(tmp_path, "a", "best", 20, how == "setting", True)
 
 
@@ -237,7 +235,7 @@ def test_a_file_of_the_run_goes_on_in_it_and_another_begins_a_run(tmp_path: Path
     assert start.of_fit(tmp_path, "a", str(other), 20, False, True)[:2] == (tmp_path / "a_v3", str(other))
     assert start.of_evaluation(tmp_path, "a", str(own)).run == tmp_path / "a"
     with pytest.raises(
-        ValueError, match=rf"{other} is no checkpoint of {tmp_path}/a_v2, whose result it would replace: name the"
+        ValueError, match=rf"{other} is not a checkpoint of {tmp_path}/a_v2, whose result it would replace: name the"
     ):
         start.of_evaluation(tmp_path, "a", str(other))
     assert start.of_evaluation(tmp_path, "c", str(other)).run == tmp_path / "c"
@@ -252,7 +250,7 @@ def test_an_address_is_not_fetched(asked: str, tmp_path: Path) -> None:
         lambda: start.of_fit(tmp_path, "a", asked, 10, True, True),
         lambda: start.of_evaluation(tmp_path, "a", asked),
     ):
-        with pytest.raises(ValueError, match=rf"ckpt_path is '{asked}'; a checkpoint is not fetched from an address: download"):
+        with pytest.raises(ValueError, match=rf"ckpt_path is '{asked}'; checkpoints are not loaded from a URL: download"):
             call()
 
 
@@ -293,7 +291,7 @@ def test_a_fit_that_fails_after_a_step_keeps_what_it_has(tmp_path: Path, monkeyp
 
 
 def test_last_without_a_run_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="a job that may be its own first start says --begin_if_none true"):
+    with pytest.raises(FileNotFoundError, match="a job that may be the first of its run passes --begin_if_none true"):
         cli.run(short(tmp_path / "root", "--ckpt_path", "last"))
     assert not (tmp_path / "root").exists()
     begun = cli.run(short(tmp_path / "root", "--ckpt_path", "last", "--begin_if_none", "true"))
@@ -305,7 +303,7 @@ def test_a_try_leaves_no_run(fitted: SimpleNamespace, tmp_path: Path, capsys: py
     assert done.trainer.global_step == 1
     assert not Path(done.trainer.default_root_dir).exists()
     assert not (tmp_path / "root").exists()
-    assert "fast_dev_run: one batch of each kind, and nothing of it is kept" in capsys.readouterr().out
+    assert "fast_dev_run: one batch of each kind, nothing is saved" in capsys.readouterr().out
     before = contents(fitted.run)
     cli.run(command("test", fitted.root, "--trainer.fast_dev_run", "true"))  # of one batch: no result of the run
     assert [path.name for path in fitted.root.iterdir()] == ["seed_0"]

@@ -294,7 +294,7 @@ def test_threads_below_one_are_refused(tmp_path: Path) -> None:
 def test_settings_that_are_null_are_refused_by_name(tmp_path: Path) -> None:
     for name in program.CALLBACKS:
         (tmp_path / "null.yaml").write_text(f"{name}: null\n")
-        with pytest.raises(ValueError, match=f"{name} is null; leave it out of the YAML file, and its defaults hold"):
+        with pytest.raises(ValueError, match=f"{name} is null; leave it out of the YAML file to use its defaults"):
             cli.run(command("fit", tmp_path, "-c", str(tmp_path / "null.yaml")))
 
 

@@ -134,7 +134,7 @@ def test_names_of_any_letters_are_predicted_written_and_drawn(toy: SimpleNamespa
     (toy.query / "c/0.png").rename(toy.query / "c" / odd)
     found = adapted(toy)
     assert found.hits[1] == 9
-    assert found.notes[-1] == "contact_sheet.png lacks letters of some class names, which no font here has"
+    assert found.notes[-1] == "contact_sheet.png lacks letters of some class names: no font here has them"
     written = (toy.out / "predictions.csv").read_bytes()
     assert b"c/g\xff.png," in written and "p(c),p(e\u0301),p(\u732b)".encode() in written
     assert "c/g\ufffd.png" in (toy.out / "report.html").read_text(encoding="utf-8")
@@ -147,8 +147,8 @@ def test_another_number_of_classes_is_refused(toy: SimpleNamespace) -> None:
     toy_image(toy.support / "d" / "1.png", 0, 0)
     with pytest.raises(
         ValueError,
-        match=r"^the checkpoint takes exactly 3 classes, for its network has 3 outputs; the support folder has 4: a, b, c, d\. "
-        r"Use another head on its features \(--head logistic\), which takes any number, a checkpoint of 4 ways "
+        match=r"^the checkpoint takes exactly 3 classes, since its network has 3 outputs; the support folder has 4: a, b, c, "
+        r"d\. Use another head on its features \(--head logistic\), which takes any number, a checkpoint for 4 ways "
         r"\(`data\.ways` and `out_features`\), or 3 sub-folders$",
     ):
         adapted(toy)
@@ -168,9 +168,7 @@ def test_folders_that_would_be_misread_are_refused(toy: SimpleNamespace) -> None
         adapted(toy, query=toy.support / "c")
     (toy.support / "a").rename(toy.support / "\u00e9")
     (toy.support / "b").rename(toy.support / "e\u0301")
-    with pytest.raises(
-        ValueError, match=r"^two classes have names that only look the same, 'e\\u0301' and '\\xe9': rename one$"
-    ):
+    with pytest.raises(ValueError, match=r"^two class names only look the same, 'e\\u0301' and '\\xe9': rename one$"):
         adapted(toy)
 
 
@@ -215,14 +213,14 @@ def test_an_unknown_checkpoint_is_refused(toy: SimpleNamespace) -> None:
 def test_an_out_that_cannot_be_written_is_told_before_the_work(toy: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mamllit.inference.adapt.read_images", lambda *_: pytest.fail("images were read"))
     toy.out.write_text("a file")
-    with pytest.raises(FileExistsError, match=r"cannot write into the folder \S+/out \(File exists\); name another with --out"):
+    with pytest.raises(FileExistsError, match=r"cannot write to the folder \S+/out \(File exists\); name another with --out"):
         adapted(toy)
-    with pytest.raises(NotADirectoryError, match=r"cannot write into the folder \S+/out/x \(Not a directory\)"):
+    with pytest.raises(NotADirectoryError, match=r"cannot write to the folder \S+/out/x \(Not a directory\)"):
         adapted(toy, out=toy.out / "x")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_an_out_without_permission_is_told(toy: SimpleNamespace) -> None:
     toy.out.mkdir(mode=0o555)
-    with pytest.raises(PermissionError, match="cannot write into the folder"):
+    with pytest.raises(PermissionError, match="cannot write to the folder"):
         adapted(toy)

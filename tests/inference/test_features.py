@@ -80,7 +80,7 @@ def test_a_damaged_cache_is_computed_anew(tmp_path: Path) -> None:
     content = cache.path.read_bytes()
     for spoilt in (content[:-4], content[:-4] + b"\x01\x02\x03\x04", b""):
         cache.path.write_bytes(spoilt)
-        with pytest.warns(UserWarning, match=r"^the features in \S+ are damaged and are computed anew"):
+        with pytest.warns(UserWarning, match=r"^the features in \S+ are damaged and are computed again"):
             assert FeatureCache(tmp_path, "net").get(files, lambda new: torch.ones(len(new), 4)).sum() == 4
 
 
@@ -90,7 +90,7 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path, "net")
     assert cache.get(files, lambda new: torch.ones(len(new), 4)).shape == (1, 4)
     assert cache.problem is not None
-    assert cache.problem.startswith(f"the features are not kept, for {tmp_path}/.mamllit-cache cannot be written (")
+    assert cache.problem.startswith(f"the features are not kept: {tmp_path}/.mamllit-cache cannot be written (")
     elsewhere = FeatureCache(tmp_path, "net", tmp_path / "cache")
     elsewhere.get(files, lambda new: torch.ones(len(new), 4))
     assert elsewhere.problem is None and elsewhere.path.parent == tmp_path / "cache"
@@ -316,7 +316,7 @@ def test_the_package_s_weights_tell_colours_apart(tmp_path: Path) -> None:
     [
         (
             {"features": "resnet18"},
-            r"^features is 'resnet18'; it must be 'timm:' and the name of a model, e\.g\. timm:tf_effic",
+            r"^features is 'resnet18'; it must be 'timm:' followed by a model name, e\.g\. timm:tf_effic",
         ),
         ({"features": "timm:"}, r"^features is 'timm:'; it must be"),
         ({"head": "svm"}, r"^head is 'svm'; the heads of timm:test_resnet are logistic, nearest_mean, "),
@@ -343,12 +343,12 @@ def test_nothing_to_learn_from_or_to_predict(tmp_path: Path, settings: Settings)
 
 def test_files_that_are_no_classifiers(tmp_path: Path, settings: Settings) -> None:
     support, query = toy_folders(tmp_path)
-    with pytest.raises(ValueError, match=r"^the classifier is to be c\.pkl; its name must end in \.safetensors"):
+    with pytest.raises(ValueError, match=r"^the classifier file is c\.pkl; its name must end in \.safetensors"):
         adapt_folder(support, query, tmp_path / "out", settings, save="c.pkl")
     with pytest.raises(FileNotFoundError, match=r"^no classifier at none\.safetensors; `mamllit adapt --save FILE` writes one"):
         load_classifier("none.safetensors")
     assert settings.weights is not None
-    with pytest.raises(ValueError, match=r"weights\.safetensors is no classifier: `mamllit adapt --save` did not write it"):
+    with pytest.raises(ValueError, match=r"weights\.safetensors is not a classifier: `mamllit adapt --save` did not write it"):
         load_classifier(settings.weights)
     saved = tmp_path / "c.safetensors"
     adapt_folder(support, query, tmp_path / "out", settings, save=saved)
@@ -368,7 +368,7 @@ def test_files_that_are_no_classifiers(tmp_path: Path, settings: Settings) -> No
 def test_onnx_needs_its_extra_and_an_ending(tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     from mamllit.inference.onnx_file import export_onnx
 
-    with pytest.raises(ValueError, match=r"^the file is to be c\.pt; its name must end in \.onnx$"):
+    with pytest.raises(ValueError, match=r"^the file is c\.pt; its name must end in \.onnx$"):
         export_onnx("c.safetensors", "c.pt")
     support, query = toy_folders(tmp_path)
     adapt_folder(support, query, tmp_path / "out", settings, save=tmp_path / "c.safetensors")

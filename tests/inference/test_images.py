@@ -88,9 +88,7 @@ def test_a_folder_s_images_come_out_as_in_training(tmp_path: Path, name: str, mo
 
 
 def test_an_unknown_data_module_is_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"trained with own\.Birds, and how that prepares an image is not known here .*say it in"
-    ):
+    with pytest.raises(ValueError, match=r"trained with own\.Birds, whose image preparation is not known here .*set it in"):
         known_preparation({"class_path": "own.Birds", "init_args": {}})
 
 
@@ -218,12 +216,12 @@ def test_images_that_are_there_twice_are_told_with_the_pairs(tmp_path: Path) -> 
     assert warnings_of(support, [other]) == []
     (said,) = warnings_of(support, [other, same])
     assert said == (
-        "warning: 1 of the 2 query images are also support images, so that their accuracy says nothing about new ones: "
+        "warning: 1 of the 2 query images are also support images, so their accuracy says nothing about new images: "
         f"{second} = {same}"
     )
     third.write_bytes(first.read_bytes())
     (said,) = warnings_of(support, [other])
-    assert said == f"warning: 1 support images stand in two classes: {first} = {third}"
+    assert said == f"warning: 1 support images are in two classes: {first} = {third}"
     (said,) = warnings_of({"a": [first], "b": [second]}, [first] * 12)
     assert said.endswith(" and 2 more")
     for name in ("p.png", "q.png"):
@@ -262,7 +260,7 @@ def test_a_folder_that_is_none_is_refused(find, what: str, tmp_path: Path) -> No
 
 
 def test_folders_without_images_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"has no sub-folders; it needs one per class, named as the class$"):
+    with pytest.raises(FileNotFoundError, match=r"has no sub-folders; it needs one per class, named after the class$"):
         support_files(tmp_path)
     with pytest.raises(
         FileNotFoundError, match=r"^no images in the query folder \S+ or the folders in it; images are the files"

@@ -84,7 +84,7 @@ def test_the_page_says_how_sure_it_is_and_from_what(outcome: Outcome, tmp_path: 
     for said in (
         "4 images in 2 classes",
         "1 of them is unsure: the most probable class has less than 60%.",
-        "Of the 3 whose class is known, 2 are right: 66.7% (95% interval 20.8 to 93.9); guessing would have 50.0%.",
+        "Of the 3 whose class is known, 2 are right: 66.7% (95% interval 20.8 to 93.9); guessing would give 50.0%.",
         "About 75.0% (30.0 to 95.0) right on new images like these, by leave-one-out: each of 4 support images",
         "calibrated on the same folds (temperature 0.8)",
         "guessing (chance)50.0%",
@@ -109,11 +109,11 @@ def test_without_an_estimate_the_page_says_why(outcome: Outcome, monkeypatch: py
     unknown = replace(outcome, estimates=(), temperature=None, truth=(None,) * 4, notes=(), support=(Path("gone"),) * 4)
     text = report.report(unknown)
     Page(text)
-    assert "every class has one support image alone" in text
+    assert "every class has only one support image" in text
     assert "Guessing would be right in 50.0%" in text
-    assert "3 more, of which it is surer, are in predictions.csv" in text
+    assert "3 more, with higher confidence, are in predictions.csv" in text
     assert "no longer there" in text
-    assert "Which is taken for which" not in text
+    assert "Which classes are confused" not in text
     assert "not calibrated" in report.report(replace(outcome, temperature=None))
 
 

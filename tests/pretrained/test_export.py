@@ -50,7 +50,7 @@ def test_the_best_checkpoint_needs_its_own_result(tmp_path: Path) -> None:
     run = toy_run(tmp_path / "run")
     with pytest.raises(
         ValueError,
-        match=r"^result\.json is about the weights after 30 steps, but best\.ckpt holds those after 20: run `mamllit test "
+        match=r"^result\.json describes the weights after 30 steps, but best\.ckpt holds those after 20: run `mamllit test "
         r"-c CONFIG --ckpt_path best` first",
     ):
         export(run, ckpt="best")
@@ -69,7 +69,7 @@ def test_what_was_measured_at_another_step_is_left_out(tmp_path: Path) -> None:
     result["results"]["old"] = {key: value for key, value in result["results"]["paper"].items() if key != "step"}
     run = toy_run(tmp_path / "run", result=result, steps=60)
     with pytest.warns(
-        UserWarning, match=r"^left out, for the checkpoint is of step 60: paper \(step 22\), old \(step unknown\); to"
+        UserWarning, match=r"^left out, since the checkpoint is from step 60: paper \(step 22\), old \(step unknown\); to"
     ):
         path = export(run)
     assert read(path)[0].result["results"] == {}
@@ -87,7 +87,7 @@ def test_export_without_a_test_is_possible(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     (toy_run(tmp_path / "run") / "result.json").unlink()
     with pytest.raises(
-        FileNotFoundError, match=r"run is not the directory of a whole run of `mamllit fit`; missing: \S+result\.json$"
+        FileNotFoundError, match=r"run is not the directory of a complete run of `mamllit fit`; missing: \S+result\.json$"
     ):
         export(tmp_path / "run")
     with pytest.raises(FileNotFoundError, match=r"missing: \S+config\.yaml, \S+result\.json, \S+last\.ckpt$"):
@@ -99,7 +99,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     [
         ({"ckpt": "step20"}, "^ckpt is 'step20'; it must be 'last' or 'best'"),
         ({"dtype": "bfloat16"}, "^dtype is 'bfloat16'; it must be 'float32' or 'float16'"),
-        ({"out": "x.pt"}, r"^the file is to be x\.pt; its name must end in \.safetensors"),
+        ({"out": "x.pt"}, r"^the file is x\.pt; its name must end in \.safetensors"),
         ({"limit": 1000}, r"^maml_toy_3way\.safetensors would have [\d,]+ bytes, more than the limit of 1,000"),
     ],
 )

@@ -75,7 +75,7 @@ def test_a_checkpoint_is_fetched_by_the_hub_s_own_client(tmp_path: Path, monkeyp
 
 
 def test_arguments_of_a_model_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match=r"^from_pretrained does not take steps: the file says how the model is made$"):
+    with pytest.raises(TypeError, match=r"^from_pretrained does not take steps: the file defines the model$"):
         hub.HubCheckpoint.from_pretrained(str(tmp_path), steps=3)
 
 

@@ -35,14 +35,16 @@ def test_a_damaged_newest_is_passed_over_with_a_warning(damage: str, tmp_path: P
     at = whole.index(torch.full((50,), 20.0).numpy().tobytes())
     spoilt = {"cut off": whole[:-100], "altered": whole[:at] + b"x" + whole[at + 1 :], "empty": b""}[damage]
     (tmp_path / "last.ckpt").write_bytes(spoilt)
-    with pytest.warns(UserWarning, match=r"last\.ckpt cannot be read, cut off or altered; previous\.ckpt of step 10 is used"):
+    with pytest.warns(
+        UserWarning, match=r"last\.ckpt cannot be read \(truncated or altered\); using previous\.ckpt of step 10"
+    ):
         assert newest(tmp_path) == tmp_path / "previous.ckpt"
 
 
 def test_without_a_whole_one_there_is_none(tmp_path: Path) -> None:
     assert newest(tmp_path / "nowhere") is None
     (tmp_path / "last.ckpt").write_bytes(b"PK")
-    with pytest.warns(UserWarning, match=r"last\.ckpt cannot be read, cut off or altered; there is no other$"):
+    with pytest.warns(UserWarning, match=r"last\.ckpt cannot be read \(truncated or altered\); there is no other$"):
         assert newest(tmp_path) is None
 
 
@@ -74,5 +76,5 @@ def test_a_full_disk_is_said_and_the_old_one_stays(tmp_path: Path, monkeypatch: 
 
 
 def test_storage_options_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="a local checkpoint has none, leave it out"):
+    with pytest.raises(TypeError, match="a local checkpoint takes none: leave it out"):
         DurableCheckpointIO().save_checkpoint({}, tmp_path / "last.ckpt", {"key": 1})

@@ -147,7 +147,7 @@ def test_a_known_name_is_opened_only_where_it_is_a_plain_file(mode: str, tmp_pat
 def test_another_users_file_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "part").write_text("theirs")
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
-    with pytest.raises(PermissionError, match="part is no plain file of yours, so it is not written to: remove it"):
+    with pytest.raises(PermissionError, match="part is not a regular file of yours, so it is not written to: remove it"):
         durable.open_own(tmp_path / "part", "wb")
     assert (tmp_path / "part").read_text() == "theirs"
     durable.open_own(tmp_path / "part", "a", shared=True).close()

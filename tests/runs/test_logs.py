@@ -39,7 +39,7 @@ def test_what_a_full_disk_refused_is_written_later(tmp_path: Path, monkeypatch: 
             raise OSError(28, "No space left on device")
 
         patch.setattr(durable, "write", full)
-        with pytest.warns(UserWarning, match=r"CSVLogger cannot log \(OSError: .*No space left on device\); the run goes on"):
+        with pytest.warns(UserWarning, match=r"CSVLogger cannot log \(OSError: .*No space left on device\); the run continues"):
             logger.save()
     logger.log_metrics({"a": 2.0}, 1)
     logger.save()
@@ -56,7 +56,7 @@ def test_a_server_that_is_gone_is_said_once(recwarn: pytest.WarningsRecorder) ->
     for step in range(3):
         logger.log_metrics({"a": 1.0}, step)
     assert [str(w.message) for w in recwarn] == [
-        "Gone cannot log (ConnectionResetError: Connection lost); the run goes on, and its result files do not need it"
+        "Gone cannot log (ConnectionResetError: Connection lost); the run continues, and its result files are safe"
     ]
 
 

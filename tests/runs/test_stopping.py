@@ -80,7 +80,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     assert ended.value.code == 128 + number
     printed = capsys.readouterr().out
     assert f"{number.name}: stopping after this step" in printed
-    assert f"stopped by {number.name} after step {step}, saved as {tmp_path}/seed_0/checkpoints/last.ckpt; go on" in printed
+    assert f"stopped by {number.name} after step {step}, saved as {tmp_path}/seed_0/checkpoints/last.ckpt; resume" in printed
     result = json.loads((tmp_path / "seed_0/result.json").read_text())
     assert result["steps_done"] == step
     assert result["fit"]["stopped"].startswith(f"Stopped: stopped by {number.name}")
@@ -113,7 +113,7 @@ def test_a_test_is_stopped_between_two_batches(whole: Path, capsys: pytest.Captu
         with pytest.raises(SystemExit) as ended:
             cli.run(["test", *_files(), "--trainer.default_root_dir", str(whole)])
     assert ended.value.code == 143
-    assert "stopped by SIGTERM during the evaluation; nothing was to be saved" in capsys.readouterr().out
+    assert "stopped by SIGTERM during the evaluation; there was nothing to save" in capsys.readouterr().out
 
 
 def _files() -> list[str]:
@@ -122,7 +122,9 @@ def _files() -> list[str]:
 
 def test_an_unwritable_run_directory_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=r"the run directory .*/file/seed_0 cannot be written \(Not a directory\): make room or"):
+    with pytest.raises(
+        OSError, match=r"the run directory .*/file/seed_0 cannot be written \(Not a directory\): free some space"
+    ):
         fit(tmp_path / "file")
 
 
@@ -131,7 +133,7 @@ def test_a_run_whose_weights_could_not_be_saved_ends_with_an_error(tmp_path: Pat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("mamllit.runs.durable.write", full)
-    with pytest.raises(OSError, match=r"the run has ended, but its weights could not be saved: .*last\.ckpt \(No space left"):
+    with pytest.raises(OSError, match=r"the run finished, but its weights could not be saved: .*last\.ckpt \(No space left"):
         fit(tmp_path, "--trainer.max_steps", "4")
 
 
@@ -143,8 +145,8 @@ def test_stopped_in_the_test_after_the_fit_it_names_the_command_that_retrains_no
         fit(tmp_path, "--trainer.max_steps", "2", "--test_after_fit", "true")
     assert stopped.value.code == 130
     said = capsys.readouterr().out
-    assert "stopped by SIGINT during the test after the fit; the training is complete, and its weights are " in said
-    assert "last.ckpt: measure them with `mamllit test` and the same configuration" in said
+    assert "stopped by SIGINT during the test after the fit; training is complete, and its weights are in " in said
+    assert "last.ckpt: evaluate them with `mamllit test` and the same configuration" in said
     assert "run the command again" not in said
 
 

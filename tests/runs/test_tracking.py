@@ -25,7 +25,7 @@ def test_a_run_directory_keeps_its_id(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"../../elsewhere", b"a b", b"x" * 200])
 def test_a_damaged_id_is_replaced(tmp_path: Path, content: bytes) -> None:
     (tmp_path / tracking.ID_FILE).write_bytes(content)
-    with pytest.warns(UserWarning, match=r"wandb_run_id holds .*, which is no id of W&B; the run gets a new one$"):
+    with pytest.warns(UserWarning, match=r"wandb_run_id holds .*, which is not a W&B id; the run gets a new one$"):
         made = tracking.run_id(tmp_path)
     assert len(made) == 8
     assert (tmp_path / tracking.ID_FILE).read_text() == made

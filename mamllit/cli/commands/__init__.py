@@ -8,7 +8,7 @@ import importlib
 from collections.abc import Sequence
 
 TRAINER_COMMANDS = {
-    "fit": "meta-train a method, and test it at the end",
+    "fit": "meta-train a method and test it at the end",
     "validate": "evaluate a trained method on the meta-val episodes",
     "test": "evaluate a trained method on the meta-test episodes",
 }

@@ -15,7 +15,7 @@ def main(args: Sequence[str]) -> None:
     parser = ArgumentParser(prog="mamllit adapt", description=main.__doc__)
     parser.add_function_arguments(adapt_folder, as_positional=False, skip={"settings"})
     parser.add_class_arguments(Settings, skip={"preparation", "progress", "compare"})
-    parser.add_argument("--compare", action="store_true", help="estimate all heads on the support, side by side")
+    parser.add_argument("--compare", action="store_true", help="compare the estimated accuracy of all heads")
     given = parser.parse_args(list(args)).as_dict()
     folders = {name: given.pop(name) for name in ("support", "query", "out", "save")}
     found = adapt_folder(**folders, settings=Settings(**given, progress=True))
@@ -37,9 +37,9 @@ def say(found: Outcome) -> None:
     if found.estimates:
         print(table(found))
     hits, known = found.hits
-    accuracy = f"; right {hits} of {known} whose class is known ({100 * hits / known:.1f}%)" if known else ""
+    accuracy = f"; {hits} of {known} with a known class are right ({100 * hits / known:.1f}%)" if known else ""
     unsure = int(found.unsure.sum())
-    doubt = f"; unsure of {unsure} (below {found.unsure_below:g})" if unsure else ""
+    doubt = f"; {unsure} unsure (below {found.unsure_below:g})" if unsure else ""
     print(f"{len(found.query)} images, {len(found.classes)} classes, {found.features}, {found.head}{accuracy}{doubt}")
 
 

@@ -25,7 +25,7 @@ def folder() -> Path:
     for place in (PACKAGE / "experiments", PACKAGE.parent / "experiments"):
         if (place / "demo.yaml").is_file():
             return place
-    raise FileNotFoundError(f"mamllit has no experiment files, in {PACKAGE} or beside it; install it from a wheel or a clone")
+    raise FileNotFoundError(f"no experiment files in {PACKAGE} or beside it; install mamllit from a wheel or a clone")
 
 
 def names() -> dict[str, Path]:
@@ -58,10 +58,10 @@ def find(asked: str) -> Path:
     if len(preferred or matching) == 1:
         return known[(preferred or matching)[0]]
     if matching:
-        raise ValueError(f"{asked!r} is the end of several experiments' names; take one of: {', '.join(matching)}")
+        raise ValueError(f"{asked!r} is the end of several experiments' names; choose one of: {', '.join(matching)}")
     near = difflib.get_close_matches(name, [*known, *(other.rpartition("/")[2] for other in known)], n=3)
     hint = f"did you mean {' or '.join(dict.fromkeys(near))}? " if near else ""
-    raise FileNotFoundError(f"no file and no experiment is named {asked!r}; {hint}`mamllit experiments` lists the names")
+    raise FileNotFoundError(f"no file or experiment is named {asked!r}; {hint}`mamllit experiments` lists the names")
 
 
 def resolve(args: Sequence[str]) -> list[str]:
@@ -104,7 +104,7 @@ def copy(files: dict[str, Path], target: Path) -> list[Path]:
     """
     places = {path: target.expanduser() / f"{name}.yaml" for name, path in files.items()}
     if there := [str(place) for place in places.values() if place.exists()]:
-        raise FileExistsError(f"{there[0]} is there already; name another folder than {target} or remove it")
+        raise FileExistsError(f"{there[0]} already exists; remove it or name a folder other than {target}")
     for path, place in places.items():
         place.parent.mkdir(parents=True, exist_ok=True)
         copyfile(path, place)
@@ -115,7 +115,7 @@ def main(args: Sequence[str]) -> None:
     """List the experiments that `-c` takes by name, or copy some of them."""
     parser = ArgumentParser(prog="mamllit experiments", description=(main.__doc__ or "").split("\n")[0])
     parser.add_argument("pattern", nargs="?", default="", help="a method (maml), a name, or a shell pattern ('*/sine_*')")
-    parser.add_argument("--copy", type=Path | None, default=None, metavar="DIR", help="copy the files there, to change them")
+    parser.add_argument("--copy", type=Path | None, default=None, metavar="DIR", help="copy the files there for editing")
     given = parser.parse_args(list(args))
     files = chosen(given.pattern)
     if given.copy is not None:

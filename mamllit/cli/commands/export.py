@@ -54,7 +54,7 @@ def measured(checkpoint: Checkpoint) -> str:
     steps, metric = checkpoint.steps, checkpoint.result["metric"]
     sets = checkpoint.result["results"].items()
     texts = [f"{name} {entry['mean'][steps]:.4g} ± {entry['ci95'][steps]:.2g}" for name, entry in sets]
-    return f"{metric} after {steps} steps: {', '.join(texts)}" if texts else "nothing yet, run `mamllit test` before the export"
+    return f"{metric} after {steps} steps: {', '.join(texts)}" if texts else "nothing yet; run `mamllit test` before exporting"
 
 
 def main(args: Sequence[str]) -> None:

@@ -42,7 +42,7 @@ def record(run_dir: str | Path) -> dict[str, Any]:
     """
     run = Path(run_dir).expanduser()
     if missing := [str(run / name) for name in ("config.yaml", "result.json") if not (run / name).is_file()]:
-        raise FileNotFoundError(f"{run} is not the directory of a run of `mamllit fit`; missing: {', '.join(missing)}")
+        raise FileNotFoundError(f"{run} is not a run directory of `mamllit fit`; missing: {', '.join(missing)}")
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     result = json.loads((run / "result.json").read_text(encoding="utf-8"))
     cell, experiment = _experiment(config)
@@ -85,8 +85,8 @@ def _experiment(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         if name in known:
             return name, settings(known[name])
     raise ValueError(
-        f"the run's folder {root!r} and W&B group {groups} are those of no experiment, by whose name results "
-        "are filed; `mamllit experiments` lists the names"
+        f"no experiment has the run's folder {root!r} or W&B group {groups}, and results are stored by experiment; "
+        "`mamllit experiments` lists the names"
     )
 
 
@@ -133,13 +133,13 @@ def add(run_dir: str | Path, to: str | Path = FOLDER) -> Path:
     """
     folder = Path(to).expanduser()
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}; call this in a clone of mamllit, or name a folder with --to")
+        raise FileNotFoundError(f"there is no folder {folder}; run this in a clone of mamllit or name a folder with --to")
     kept = record(run_dir)
     path = folder / kept["cell"] / f"seed_{kept['seed']}.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"steps_done": 0}
     if (before := known.get("of_steps", known["steps_done"])) > kept["of_steps"]:
         raise ValueError(
-            f"{path} is about {before:,} iterations, and this run made {kept['of_steps']:,}; remove the file to file "
+            f"{path} is from {before:,} iterations, and this run made {kept['of_steps']:,}; remove the file to store "
             "the shorter run"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -156,13 +156,13 @@ def text(kept: Mapping[str, Any]) -> str:
 def main(args: Sequence[str]) -> None:
     """File what a run measured, for the tables of the documentation."""
     parser = ArgumentParser(prog="mamllit results", description=(main.__doc__ or "").split("\n")[0])
-    parser.add_argument("action", choices=["add"], help="add: file the result of a run")
-    parser.add_argument("run_dir", type=Path, nargs="+", help="directories of runs of `mamllit fit`")
-    parser.add_argument("--to", type=Path, default=FOLDER, help="folder of the results (default: %(default)s)")
+    parser.add_argument("action", choices=["add"], help="add: store the result of a run")
+    parser.add_argument("run_dir", type=Path, nargs="+", help="run directories of `mamllit fit`")
+    parser.add_argument("--to", type=Path, default=FOLDER, help="results folder (default: %(default)s)")
     given = parser.parse_args(list(args))
     for run_dir in given.run_dir:
         path = add(run_dir, given.to)
         kept = json.loads(path.read_text(encoding="utf-8"))
         changed = f"; changed: {', '.join(kept['changed'])}" if kept["changed"] else ""
         print(f"{path}: {kept['steps_done']:,} iterations{changed}")
-    print("now write the tables: python experiments/tables.py")
+    print("next, update the tables: python experiments/tables.py")
