@@ -150,8 +150,8 @@ def test_both_ranks_write_into_one_directory(runs: SimpleNamespace, name: str) -
 
 def test_a_meta_batch_that_the_ranks_do_not_divide_is_refused_on_each_of_them(runs: SimpleNamespace) -> None:
     for rank in runs.ranks:
-        assert rank["indivisible"].startswith("meta_batch_size is 5, the meta-batch of all ranks together, and cannot be")
-        assert "equally by 2 ranks" in rank["indivisible"]
+        assert rank["indivisible"].startswith("meta_batch_size is 5, counted over all ranks, and cannot be")
+        assert "equally over 2 ranks" in rank["indivisible"]
 
 
 # ---- without processes -----------------------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ def test_fewer_evaluation_episodes_than_ranks_are_refused() -> None:
 
 
 def test_an_indivisible_meta_batch_is_refused_with_both_numbers() -> None:
-    message = r"^meta_batch_size is 6, .* cannot be shared equally by 4 ranks; use a number of ranks that divides it"
+    message = r"^meta_batch_size is 6, .* cannot be split equally over 4 ranks; use a number of ranks that divides it"
     with pytest.raises(ValueError, match=message):
         module(0, 4).setup("fit")
     module(0, 3).setup("fit")

@@ -110,7 +110,7 @@ def test_two_nodes_with_two_processes_each_give_the_result_of_one(two_by_two: di
 def test_four_ranks_refuse_a_meta_batch_that_they_do_not_divide(two_by_two: dict[str, Path], tmp_path: Path) -> None:
     config = two_by_two["1x1"].parents[1] / "cell.yaml"
     words = ["-c", str(config), "--trainer.default_root_dir", str(tmp_path), "--data.meta_batch_size", "6"]
-    with pytest.raises(AssertionError, match=r"meta_batch_size is 6, .* cannot be shared equally by 4 ranks; use a number"):
+    with pytest.raises(AssertionError, match=r"meta_batch_size is 6, .* cannot be split equally over 4 ranks; use a number"):
         run(words, 1, 4, 240)
 
 

@@ -38,6 +38,6 @@ def first_rows(x: Tensor, rows: int | None) -> Tensor:
     found = x.shape[0]  # len() would fix the size of a batch in torch.export
     if rows > found:
         raise ValueError(
-            f"statistics_rows is {rows}, but the batch has {found} examples; put the examples whose statistics count in front"
+            f"statistics_rows is {rows}, but the batch has {found} examples; put the examples that set the statistics first"
         )
     return x[:rows]

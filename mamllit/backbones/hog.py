@@ -39,7 +39,7 @@ class Hog(nn.Module):
         rows, columns = (side // cell for side in x.shape[-2:])
         if min(rows, columns) < BLOCK:
             raise ValueError(
-                f"an image of {x.shape[-2]}x{x.shape[-1]} pixels has fewer than 2x2 cells of {cell}; take larger images, or a "
+                f"an image of {x.shape[-2]}x{x.shape[-1]} pixels has fewer than 2x2 cells of {cell}; use larger images or a "
                 "smaller cell"
             )
         down, right = torch.zeros_like(x), torch.zeros_like(x)

@@ -48,7 +48,7 @@ class KochNet(nn.Module):
         super().__init__()
         if len(channels) != 4 or len(kernels) != 4:
             raise ValueError(
-                f"channels is {list(channels)} and kernels {list(kernels)}; there are four convolutions: give four"
+                f"channels is {list(channels)} and kernels {list(kernels)}; there are four convolutions: give four of each"
             )
         if initialisation not in ("koch", "plain"):
             raise ValueError(f"initialisation is {initialisation!r}; it must be 'koch' or 'plain'")
@@ -58,7 +58,7 @@ class KochNet(nn.Module):
         for kernel in reversed(kernels[:3]):
             least = 2 * least + kernel - 1
         if side < least:
-            raise ValueError(f"image_size is {side}; kernels {list(kernels)}, with poolings between, need at least {least}")
+            raise ValueError(f"image_size is {side}; kernels {list(kernels)}, with pooling in between, need at least {least}")
         for kernel in kernels[:3]:
             side = (side - kernel + 1) // 2
         side -= kernels[3] - 1

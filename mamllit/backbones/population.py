@@ -42,9 +42,7 @@ def normalised_by_population(module: Module, network: str, batches: Iterable[Ten
     part_of = dict(module.named_modules()).get(network, nn.Module())
     norms = [part for part in part_of.modules() if isinstance(part, BatchStatNorm)]
     if not norms:
-        raise ValueError(
-            "'population' in batch_norm needs a norm of mamllit (BatchStatNorm), and the network has none; leave it out"
-        )
+        raise ValueError("'population' in batch_norm needs mamllit's BatchStatNorm, and the network has none; leave it out")
     found: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {norm: [] for norm in norms}
 
     def note(norm: nn.Module, given: tuple[Tensor, ...]) -> None:
@@ -62,7 +60,7 @@ def normalised_by_population(module: Module, network: str, batches: Iterable[Ten
         handle.remove()
     for norm in norms:
         if not found[norm]:
-            raise ValueError("there is no batch of images to take statistics from; give one at least")
+            raise ValueError("there is no batch of images to take statistics from; give at least one")
         mean, variance = (torch.stack(values).mean(0) for values in zip(*found[norm], strict=True))
         norm.watched, norm.statistics = False, (mean, variance)
     return module

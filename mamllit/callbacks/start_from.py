@@ -75,8 +75,8 @@ def find_in_run(asked: str) -> Path | None:
     path = Path(asked).expanduser()
     if len(path.parts) > 1 and path.suffix == "" and not path.exists():
         raise FileNotFoundError(
-            f"init_from is {asked!r}, and there is no such run; train it first (the head of the experiment's file says how), "
-            "or give another with --init_from"
+            f"init_from is {asked!r}, but there is no such run; train it first (the experiment file's header says how), "
+            "or name another with --init_from"
         )
     tried = [path / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")] if path.is_dir() else [path]
     if tried == [path] and path.suffix != ".ckpt":
@@ -84,8 +84,8 @@ def find_in_run(asked: str) -> Path | None:
     found = next((file for file in tried if file.is_file()), None)
     if found is None:
         raise FileNotFoundError(
-            f"init_from is {asked!r}, but there is no {' and no '.join(map(str, tried))}; give the directory of a run, or a "
-            ".ckpt file of one"
+            f"init_from is {asked!r}, but there is no {' and no '.join(map(str, tried))}; give a run directory or a "
+            ".ckpt file from one"
         )
     return found
 
@@ -101,13 +101,13 @@ def take_what_fits(module: nn.Module, tensors: Mapping[str, Tensor], file: Path)
     left, unused = ([name for name in names if name not in fitting] for names in (own, tensors))
     if not fitting:
         raise ValueError(
-            f"nothing of {file} fits: it has {_shapes(tensors)}, and the model wants {_shapes(own)}; begin with a run of the "
+            f"no tensor in {file} fits: it has {_shapes(tensors)}, and the model needs {_shapes(own)}; use a run with the "
             "same backbone"
         )
     module.load_state_dict(fitting, strict=False)
-    said = [f"begins with {file}: took {len(fitting)} of the model's {len(own)} tensors, {_listed(fitting)}"]
-    said += [f"left as they were: {_listed(left)}"] if left else []
-    said += [f"not used of the file: {_listed(unused)}"] if unused else []
+    said = [f"starts from {file}: loaded {len(fitting)} of the model's {len(own)} tensors, {_listed(fitting)}"]
+    said += [f"not loaded: {_listed(left)}"] if left else []
+    said += [f"not used from the file: {_listed(unused)}"] if unused else []
     return "; ".join(said)
 
 

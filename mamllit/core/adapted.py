@@ -20,8 +20,8 @@ def check_no_running_buffers(module: nn.Module) -> None:
     if running:
         raise ValueError(
             f"the module has running buffers, which an inner loop would overwrite: {', '.join(running)}. "
-            "Use mamllit.backbones.BatchStatNorm, or build the norm with track_running_stats=False (which mamllit computes by "
-            "operators of its own: see docs/networks.md)."
+            "Use mamllit.backbones.BatchStatNorm, or build the norm with track_running_stats=False (which mamllit computes "
+            "with its own operators: see docs/networks.md)."
         )
 
 

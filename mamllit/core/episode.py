@@ -36,7 +36,7 @@ class Examples:
         if self.ways < 2 and not self.y.is_floating_point():
             raise ValueError(
                 f"ways is {self.ways}, but the targets are labels ({self.y.dtype}); give the number of classes, "
-                "Examples(x, y, ways), 2 or more. Targets of a regression are floating-point numbers"
+                "Examples(x, y, ways), 2 or more. Regression targets are floating-point numbers"
             )
 
     @property
@@ -48,7 +48,7 @@ class Examples:
         """
         n = self.x.shape[0]
         if n % self.ways:
-            raise ValueError(f"{n} examples of {self.ways} ways: no equal number per class; give each class as many")
+            raise ValueError(f"{n} examples cannot be split equally over {self.ways} ways; give every class the same number")
         return n // self.ways
 
     def task(self, i: int) -> "Examples":

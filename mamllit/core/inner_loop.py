@@ -30,7 +30,7 @@ def gradient_step(
         ValueError: for an unknown adapted name, or a step size missing for one.
     """
     if unknown := [name for name in adapted if name not in params]:
-        raise ValueError(f"adapted names {unknown}, which are no parameters; the parameters are {list(params)}")
+        raise ValueError(f"adapted names {unknown}, which are not parameters; the parameters are {list(params)}")
     if isinstance(step_size, Mapping) and (missing := [name for name in adapted if name not in step_size]):
         raise ValueError(f"step_size has no entry for the adapted parameters {missing}; it has {list(step_size)}")
     if first_order:  # differentiate at a constant point: the outer gradient then never enters the inner backward pass

@@ -61,9 +61,7 @@ def _structure(tree: Any, tensors: list[Tensor]) -> Structure:
         names = _fields(kind)  # type: ignore[arg-type]
         return Structure(kind, names, tuple(_structure(getattr(tree, name), tensors) for name in names))
     if not isinstance(tree, Hashable):
-        raise TypeError(
-            f"a tree holds a {kind.__name__}, which is neither a tensor nor can be hashed; make it a tuple or a tensor"
-        )
+        raise TypeError(f"a tree holds a {kind.__name__}, which is neither a tensor nor hashable; make it a tuple or a tensor")
     return Structure(_Static, (tree,), ())
 
 

@@ -87,7 +87,7 @@ class ControlDataModule(EpisodicDataModule):
             raise ValueError(f"budget is {budget!r}; it must be one of {list(get_args(Budget))}")
         if budget == "steps" and not world.restarts:
             raise ValueError(
-                f"budget is 'steps', but trajectories of {type(world).__name__} do not begin anew one by one; use budget: "
+                f"budget is 'steps', but {type(world).__name__} cannot restart its trajectories one by one; use budget: "
                 "trajectories"
             )
         self.budget = budget

@@ -198,8 +198,8 @@ class EpisodicDataModule(L.LightningDataModule, ABC):
         world = self._world()[1]
         if self.meta_batch_size % world:
             raise ValueError(
-                f"meta_batch_size is {self.meta_batch_size}, the meta-batch of all ranks together, and cannot be shared "
-                f"equally by {world} ranks; use a number of ranks that divides it, or another meta_batch_size"
+                f"meta_batch_size is {self.meta_batch_size}, counted over all ranks, and cannot be split "
+                f"equally over {world} ranks; use a number of ranks that divides it, or another meta_batch_size"
             )
 
     def _world(self) -> tuple[int, int]:
@@ -312,8 +312,8 @@ class _Loader(DataLoader):
                 raise
             free = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else 0
             raise OSError(
-                f"num_workers is {self.num_workers}, and there is no room in /dev/shm ({free:,} bytes are free) for the "
-                "locks of these processes: make room there, or draw the episodes without processes (--data.num_workers 0)"
+                f"num_workers is {self.num_workers}, but /dev/shm has no space ({free:,} bytes are free) for the "
+                "locks of the workers: free some, or draw the episodes without workers (--data.num_workers 0)"
             ) from error
         return (pickle.loads(item) for item in items) if self.num_workers else items
 

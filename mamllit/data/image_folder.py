@@ -98,7 +98,7 @@ class ImageFolderDataModule(ImageDataModule):
         lists = {split: names for split, names in given.items() if names is not None}
         if len(lists) not in (0, 3):
             raise ValueError(
-                f"there are lists of classes for {' and '.join(lists)} only; give all of train, val and test, or none"
+                f"there are lists of classes for {' and '.join(lists)} only; give one for each of train, val and test, or none"
             )
         self.root, self.image_size, self.channels, self.cache_dir = root, image_size, channels, cache_dir
         self.split_ratios, self.split_seed, self.lists = tuple(split_ratios), split_seed, lists or None

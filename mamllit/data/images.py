@@ -92,7 +92,7 @@ class ImageDataModule(EpisodicDataModule):
             if number < 2:
                 raise ValueError(f"{name} is {number}; an episode needs at least 2 classes")
         if test_shots is not None and (not test_shots or min(test_shots) < 1 or len(set(test_shots)) < len(test_shots)):
-            raise ValueError(f"test_shots is {list(test_shots)}; name numbers of shots >= 1, each once")
+            raise ValueError(f"test_shots is {list(test_shots)}; list numbers of shots >= 1, each once")
         if crop < 0:
             raise ValueError(f"crop is {crop}; it must be >= 0")
         self.ways, self.rotate, self.plain, self.crop, self.flip = ways, rotate, plain, crop, flip
@@ -144,25 +144,25 @@ class ImageDataModule(EpisodicDataModule):
         weights, name = self._met
         if problems := weights.differences(self.preparation, name):
             raise ValueError(
-                f"{'; '.join(problems)}. Set the data (`image_size`, `channels`) to what the weights saw, or take other weights"
+                f"{'; '.join(problems)}. Match the data (`image_size`, `channels`) to the weights, or use other weights"
             )
         if weights.invert == self.preparation.invert:
             return
         known, given = ("ink" if p.invert else "white" for p in (weights, self.preparation))
-        differ = f"the weights of {name} know {known} as 1, and {type(self).__name__} gives {given} as 1"
+        differ = f"the weights of {name} were trained with {known} = 1, but {type(self).__name__} has {given} = 1"
         if self.invert is None:
-            raise ValueError(f"{differ}: take weights that were trained on such images, or train from the beginning")
+            raise ValueError(f"{differ}: use weights trained on such images, or train from scratch")
         if weights.invert and not self._dark_on_light():
-            say_once(f"the weights of {name} know ink as 1: so it is in these images, which are light on dark")
+            say_once(f"the weights of {name} were trained with ink = 1, as in these images, which are light on dark")
         elif self.invert == "auto":
             self.inverted = not self.inverted
             say_once(
-                f"the images are inverted: the weights of {name} know ink as 1, and they are dark on light"
+                f"the images are dark on light and are inverted: the weights of {name} were trained with ink = 1"
                 if self.inverted
-                else f"the images are no longer inverted: the weights of {name} know white as 1"
+                else f"the images are no longer inverted: the weights of {name} were trained with white = 1"
             )
         else:
-            raise ValueError(f"{differ}, since `invert` is {str(self.invert).lower()}: leave it at auto")
+            raise ValueError(f"{differ}, because `invert` is {str(self.invert).lower()}: leave it at auto")
 
     def _dark_on_light(self) -> bool:
         images = self.pools["train"].images
@@ -172,8 +172,8 @@ class ImageDataModule(EpisodicDataModule):
         super().setup(stage)
         if self.plain is not None and self.plain.batch_size % self._world()[1]:
             raise ValueError(
-                f"plain.batch_size is {self.plain.batch_size}, the batch of all ranks together, and cannot be shared equally "
-                f"by {self._world()[1]} ranks; use a number of ranks that divides it, or another batch_size"
+                f"plain.batch_size is {self.plain.batch_size}, counted over all ranks, and cannot be split equally "
+                f"over {self._world()[1]} ranks; use a number of ranks that divides it, or another batch_size"
             )
         if not self.pools:
             self.pools = self.load()

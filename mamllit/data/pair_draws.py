@@ -76,12 +76,12 @@ def draw_trials(
     sizes = np.diff(starts)
     if int(sizes.min()) < ways:
         raise ValueError(
-            f"ways is {ways}, but an alphabet of the {split} split has {int(sizes.min())} characters; ask for fewer"
+            f"ways is {ways}, but an alphabet of the {split} split has {int(sizes.min())} characters; use fewer ways"
         )
     if people < per_class:
         raise ValueError(
-            f"an episode needs drawings by {per_class} people (shots + queries), but the {split} split has {people}; ask for "
-            "fewer"
+            f"an episode needs drawings by {per_class} people (shots + queries), but the {split} split has {people}; use "
+            "fewer shots or queries"
         )
     number = np.arange(first, first + count)
     alphabet = number % len(sizes)

@@ -72,7 +72,7 @@ class ClassPool:
         if len(plain) != len(pictures):
             raise ValueError(f"ClassPool: there are {len(pictures)} images and {len(plain)} labels; each image needs one")
         if len({str(label) for label in plain}) != len(set(plain)):
-            raise ValueError("ClassPool: labels are the same as text (1 and '1'); make all of them numbers, or all names")
+            raise ValueError("ClassPool: labels are equal as text (1 and '1'); make all of them numbers or all of them names")
         try:
             names = sorted(set(plain))
         except TypeError:  # of several kinds
@@ -103,7 +103,7 @@ class ClassPool:
         unknown = [name for name in names if name not in index]
         if unknown:
             more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-            raise ValueError(f"the pool of {self.num_classes} classes does not hold {', '.join(unknown[:5])}{more}")
+            raise ValueError(f"the pool of {self.num_classes} classes does not contain {', '.join(unknown[:5])}{more}")
         chosen = np.array([index[name] for name in names], dtype=np.int64)
         offsets = np.concatenate([[0], np.cumsum(self.counts[chosen])]).astype(np.int64)
         if len(chosen) and (np.diff(chosen) == 1).all():

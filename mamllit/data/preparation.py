@@ -53,11 +53,11 @@ class Preparation:
         mine, other = (
             f"{p.image_size}x{p.image_size} pixels, {p.channels} channel{'s' * (p.channels > 1)}" for p in (self, data)
         )
-        problems = [] if mine == other else [f"the weights of {name} saw {mine}, and the data gives {other}"]
+        problems = [] if mine == other else [f"the weights of {name} were trained on {mine}, but the data has {other}"]
         if (self.mean, self.std) != (data.mean, data.std):
             problems.append(
-                f"the weights of {name} saw images normalised by mean {self.mean:g} and std {self.std:g}, and the data has "
-                f"mean {data.mean:g} and std {data.std:g}"
+                f"the weights of {name} were trained with mean {self.mean:g} and std {self.std:g}, but the data is normalised "
+                f"by mean {data.mean:g} and std {data.std:g}"
             )
         return problems
 

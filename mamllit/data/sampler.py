@@ -57,11 +57,11 @@ def draw_image_episodes(
     sizes = np.diff(offsets)
     classes, largest = len(sizes), int(sizes.max(initial=0))
     if classes < ways:
-        raise ValueError(f"an episode of {ways} ways was asked for, but the {split} split has {classes} classes")
+        raise ValueError(f"an episode needs {ways} ways, but the {split} split has only {classes} classes")
     if int(sizes.min()) < per_class:
         raise ValueError(
             f"an episode needs {per_class} images of each class (shots + queries), but a class of the {split} split has "
-            f"{int(sizes.min())}; ask for fewer shots or queries"
+            f"{int(sizes.min())}; use fewer shots or queries"
         )
     draw = _draw_sorted if max(classes, largest) <= SORTED else _draw_places
     chosen, place, turn = draw(sizes, ways, per_class, partial(uniform, seed, split, first, count))

@@ -69,7 +69,7 @@ def draw_streams(
     """
     sizes = np.diff(offsets)
     if len(sizes) < ways:
-        raise ValueError(f"a stream of {ways} classes was asked for, but the {split} split has {len(sizes)} classes")
+        raise ValueError(f"a stream needs {ways} classes, but the {split} split has only {len(sizes)}")
 
     def numbers(stream: int, *shape: int) -> Array:
         return uniform(seed, split, first, count, math.prod(shape), STREAM + stream).reshape(count, *shape)

@@ -107,8 +107,8 @@ class MetaGradient:
         self._staging = isinstance(method, InnerLoopMethod) and type(method).meta_loss is InnerLoopMethod.meta_loss
         if memory == "recompute" and not self._staging:
             raise ValueError(
-                f"memory is 'recompute', but {type(method).__name__} has no inner loop whose steps could be made again "
-                "(it is no InnerLoopMethod, or has a meta_loss of its own); use memory: keep"
+                f"memory is 'recompute', but {type(method).__name__} has no inner loop whose steps could be recomputed "
+                "(it is not an InnerLoopMethod, or has its own meta_loss); use memory: keep"
             )
         self._made: dict[tuple[bool, Structure], Whole | Staged] = {}
         self._finding = finding

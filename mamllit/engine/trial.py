@@ -80,7 +80,7 @@ def _compared(method: Method, small: Episode, run: Run, what: str, dtype: torch.
         _refuse_changed(tried, before)
         if "would mutate a captured Tensor" in str(error):
             raise ValueError(
-                f"the forward pass of {blamed(tried, small)} writes in place to a tensor of its own. {_WRITING}"
+                f"the forward pass of {blamed(tried, small)} writes in place to one of its own tensors. {_WRITING}"
             ) from error
         if "derivative" in str(error) or isinstance(error, NotImplementedError):
             raise ValueError(
@@ -149,8 +149,8 @@ def noisy_copy(method: Method, dtype: torch.dtype | None) -> Method:
         tried = copy.deepcopy(method)
     except Exception as error:
         raise ValueError(
-            f"the network cannot be copied ({_first_line(error)}), as a module with the old torch.nn.utils.weight_norm cannot; "
-            "use torch.nn.utils.parametrizations, and keep no computed tensor on a module"
+            f"the network cannot be copied ({_first_line(error)}), which happens with the old torch.nn.utils.weight_norm; "
+            "use torch.nn.utils.parametrizations, and store no computed tensor on a module"
         ) from error
     tried = tried if dtype is None else tried.to(dtype)
     if isinstance(steps := getattr(tried, "inner_steps", None), int):
@@ -188,8 +188,8 @@ def undisturbed(episodes: Episode, dtype: torch.dtype | None) -> Iterator[None]:
 
 
 _WRITING = (
-    "Each task adapts a network of its own in the inner loop, and all would write there in turn: keep what is computed in "
-    "local variables, use Embedding without max_norm, and weight_norm or orthogonal in place of spectral_norm"
+    "Each task adapts its own copy of the network in the inner loop, and all would write there: keep computed values in "
+    "local variables, use Embedding without max_norm, and weight_norm or orthogonal instead of spectral_norm"
 )
 
 

@@ -79,7 +79,7 @@ class ANIL(Method):
 
     def trajectory(self, support: Examples, steps: int) -> list[Params]:
         if steps < 0:
-            raise ValueError(f"steps is {steps}; the inner loop needs a number of steps >= 0")
+            raise ValueError(f"steps is {steps}; it must be >= 0")
         features = self._features(support.x)
         states = [self._start(support.ways, features)]
         for _ in range(steps):

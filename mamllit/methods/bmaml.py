@@ -75,7 +75,7 @@ class BMAML(InnerLoopMethod):
         if loss not in ("chaser", "likelihood"):
             raise ValueError(f"loss is {loss!r}; it must be 'chaser' or 'likelihood'")
         if leader_steps < 1:
-            raise ValueError(f"leader_steps is {leader_steps}; it must be >= 1, for the chaser needs someone to chase")
+            raise ValueError(f"leader_steps is {leader_steps}; it must be >= 1, since the chaser needs a leader")
         if likelihood <= 0:
             raise ValueError(f"likelihood is {likelihood}; it must be > 0")
         self.backbone, self.objective = backbone, objective

@@ -38,7 +38,7 @@ class InnerLoopMethod(Method):
 
     def trajectory(self, support: Examples, steps: int) -> list[Params]:
         if steps < 0:
-            raise ValueError(f"steps is {steps}; the inner loop needs a number of steps >= 0")
+            raise ValueError(f"steps is {steps}; it must be >= 0")
         states = [self.start(support.ways)]
         for _ in range(steps):
             states.append(self.step(states[-1], support))

@@ -68,9 +68,9 @@ class LLAMA(InnerLoopMethod):
         super().__init__()
         check_inner_loop(backbone, inner_lr, inner_steps, reduction)
         if damping <= 0:
-            raise ValueError(f"damping is {damping}; it must be > 0, for a factor of low rank has no log det")
+            raise ValueError(f"damping is {damping}; it must be > 0, since a low-rank factor has no log det")
         if log_det_weight < 0:
-            raise ValueError(f"log_det_weight is {log_det_weight}; it must be >= 0, for below it rewards sharp curvature")
+            raise ValueError(f"log_det_weight is {log_det_weight}; it must be >= 0, since below 0 it rewards sharp curvature")
         if labels not in ("expected", "sampled"):
             raise ValueError(f"labels is {labels!r}; it must be 'expected' or 'sampled'")
         if models < 0:

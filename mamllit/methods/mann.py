@@ -114,7 +114,7 @@ class LSTMLearner(StreamMethod):
     def run(self, stream: Examples) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The outputs for a stream, [L, N], and the state after it."""
         if stream.ways != self.ways:
-            raise ValueError(f"the stream has {stream.ways} ways, but the network's last layer {self.ways}; give both the same")
+            raise ValueError(f"the stream has {stream.ways} ways, but the last layer has {self.ways}; give both the same")
         labels = F.one_hot(stream.y, self.ways).to(self.out.weight.dtype)
         given = self.see(stream.x, torch.cat([torch.zeros_like(labels[:1]), labels[:-1]]))
         state, known = self.begin(labels.new_zeros(())), []
@@ -176,7 +176,7 @@ class MANN(LSTMLearner):
     ) -> None:
         check_sizes(slots=slots, width=width, heads=heads)
         if heads > slots:
-            raise ValueError(f"heads is {heads} and slots is {slots}; each head writes to a slot of its own: heads <= slots")
+            raise ValueError(f"heads is {heads} and slots is {slots}; each head writes to its own slot: heads <= slots")
         if not 0 <= decay < 1:
             raise ValueError(f"decay is {decay}; it must be in [0, 1)")
         self.content = heads * width

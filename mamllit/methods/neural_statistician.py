@@ -135,7 +135,7 @@ class NeuralStatistician(Method):
         if likelihood not in ("bernoulli", "gaussian"):
             raise ValueError(f"likelihood is {likelihood!r}; it must be 'bernoulli' or 'gaussian'")
         if likelihood == "gaussian" and dilate:
-            raise ValueError(f"dilate is {dilate}, but with likelihood 'gaussian' nothing is drawn thicker; set dilate: 0")
+            raise ValueError(f"dilate is {dilate}, but likelihood 'gaussian' does not dilate images; set dilate: 0")
         self.backbone, self.decoder, self.objective = backbone, decoder, objective
         self.code, self.context, self.keep, self.dilate, self.likelihood = code, context, keep, dilate, likelihood
         self.before = nn.Linear(features, hidden)

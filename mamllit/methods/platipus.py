@@ -161,7 +161,7 @@ class PLATIPUS(Method):
 
     def _adapted(self, models: Params, support: Examples, steps: int) -> list[Params]:
         if steps < 0:
-            raise ValueError(f"steps is {steps}; the inner loop needs a number of steps >= 0")
+            raise ValueError(f"steps is {steps}; it must be >= 0")
 
         def step(model: Params) -> Params:
             loss = lambda p: self._loss(p, support, support)  # noqa: E731

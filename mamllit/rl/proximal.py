@@ -62,7 +62,7 @@ class ProximalAdam(torch.optim.Adam):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         loss = super().step(closure)
         if self.problem is None:
-            raise RuntimeError("ProximalAdam makes steps on a problem that it is told; call pose(problem) before step()")
+            raise RuntimeError("ProximalAdam needs a problem to take a step on; call pose(problem) before step()")
         params = [value for group in self.param_groups for value in group["params"]]
         for _ in range(self.epochs - 1):
             _, gradient = self.problem.proximal(self.clip, self.inner_kl)

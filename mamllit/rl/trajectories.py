@@ -129,5 +129,5 @@ def check_finite(found: Trajectories, tasks: Tensor, world: World) -> None:
     ]
     raise FloatingPointError(
         f"observations, actions or rewards in {type(world).__name__} are not finite in {int(bad.sum())} of {len(tasks)} tasks: "
-        f"{'; '.join(names)}{' and others' * (int(bad.sum()) > NAMED)}. Take a smaller inner_lr or max_kl"
+        f"{'; '.join(names)}{' and others' * (int(bad.sum()) > NAMED)}. Use a smaller inner_lr or max_kl"
     )

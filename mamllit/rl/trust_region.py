@@ -99,7 +99,7 @@ class TrustRegion(torch.optim.Optimizer):
             raise ValueError("; ".join(problems))
         super().__init__(params, {**asked, "backtracking": backtracking})
         if len(self.param_groups) > 1:
-            raise ValueError(f"TrustRegion got {len(self.param_groups)} parameter groups; a step is one for all: give it one")
+            raise ValueError(f"TrustRegion got {len(self.param_groups)} parameter groups; one step is for all: give it one")
         self.problem: Problem | None = None
         self.taken = Taken(0.0, 0.0, None)
 
@@ -113,7 +113,7 @@ class TrustRegion(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         if self.problem is None:
-            raise RuntimeError("TrustRegion makes a step on a problem that it is told; call pose(problem) before step()")
+            raise RuntimeError("TrustRegion needs a problem to take a step on; call pose(problem) before step()")
         with torch.no_grad():
             self._step(self.problem, self.param_groups[0])
         self.problem = None

@@ -80,7 +80,7 @@ class EpisodicSystem(L.LightningModule):
         if log_every < 1:
             raise ValueError(f"log_every is {log_every}; it must be >= 1")
         if not batch_norm or len(set(batch_norm)) < len(batch_norm) or set(batch_norm) - set(NORMALISATIONS):
-            raise ValueError(f"batch_norm is {list(batch_norm)}; it must be some of {list(NORMALISATIONS)}, each once")
+            raise ValueError(f"batch_norm is {list(batch_norm)}; it must list some of {list(NORMALISATIONS)}, each once")
         self.method = method
         self.eval_steps, self.report_step, self.log_every = eval_steps, report_step, log_every
         self.diverged_above, self.batch_norm, self.execution = diverged_above, tuple(batch_norm), execution
@@ -116,8 +116,8 @@ class EpisodicSystem(L.LightningModule):
         if not any(value.requires_grad for value in self.parameters()):
             if steps := self.trainer.max_steps:
                 raise ValueError(
-                    f"{type(self.method).__name__} has nothing to train here, but trainer.max_steps is {steps}; set it to 0, "
-                    "which only tests"
+                    f"{type(self.method).__name__} has nothing to train here, but trainer.max_steps is {steps}; set it to 0 "
+                    "to test only"
                 )
             return None
         optimizer = self._optimizer(self.optimized())
@@ -138,7 +138,7 @@ class EpisodicSystem(L.LightningModule):
         monitor = getattr(scheduler, "monitor", None)
         if monitor is None:
             raise ValueError(
-                "ReduceLROnPlateau does not say what it monitors; use lightning.pytorch.cli.ReduceLROnPlateau with "
+                "ReduceLROnPlateau has nothing to monitor; use lightning.pytorch.cli.ReduceLROnPlateau with "
                 f"monitor: val/{self.method.objective.metric_name} (or another logged value)"
             )
         every = self.trainer.val_check_interval if str(monitor).startswith("val/") else self.log_every
@@ -283,8 +283,8 @@ class EpisodicSystem(L.LightningModule):
         found = company(method, self._first_episode(data))
         if found is not None and found.kind != "none":
             raise ValueError(
-                "by the statistics of meta-train images a prediction still depends on the other images: the network has norms "
-                "of another kind than mamllit.backbones.BatchStatNorm; leave 'population' out of batch_norm"
+                "even with statistics of meta-train images, a prediction depends on the other images: the network has norms "
+                "other than mamllit.backbones.BatchStatNorm; leave 'population' out of batch_norm"
             )
         return method
 

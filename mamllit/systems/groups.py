@@ -20,7 +20,7 @@ def parameter_groups(method: Method) -> list[dict[str, Any]]:
         found = [pattern for pattern in method.optimizer_groups if fnmatchcase(name, pattern)]
         if len(found) > 1:
             raise ValueError(
-                f"the parameter {name} of {type(method).__name__} matches the optimizer_groups {found}; let one alone match it"
+                f"the parameter {name} of {type(method).__name__} matches the optimizer_groups {found}; only one may match it"
             )
         groups[found[0] if found else ""].append(value)
     return [{"params": params, **method.optimizer_groups.get(pattern, {})} for pattern, params in groups.items() if params]

@@ -45,8 +45,8 @@ def not_finite(learner: Any, batch: EpisodeBatch, loss: Tensor) -> None:
     text = explain(learner.trainer, learner, batch, float(loss), learner.meta_gradient)
     before = checkpoint_before(learner)
     raise NonFiniteMetaLoss(
-        f"{text}. The state from before is {before or 'the initial one'}. Take a smaller learning rate, clip the gradient "
-        "(--trainer.gradient_clip_val), or leave such steps out (--model.non_finite skip)"
+        f"{text}. The state before it is {before or 'the initial one'}. Use a smaller learning rate, clip the gradient "
+        "(--trainer.gradient_clip_val), or skip such steps (--model.non_finite skip)"
     )
 
 

@@ -88,9 +88,9 @@ class MemoryStream(EpisodicSystem):
             return
         if self.trainer.world_size > 1:
             raise ValueError(
-                f"MemoryStream trains on one process, and there are {self.trainer.world_size}: its streams share a memory that "
-                "changes at each presentation, and parts of it on several processes would be several memories; use "
-                "--trainer.devices 1. A test may run on any number of processes"
+                f"MemoryStream trains in one process, and there are {self.trainer.world_size}: its streams share a memory that "
+                "changes at each presentation, and several processes would have several memories; use "
+                "--trainer.devices 1. Testing can use any number of processes"
             )
         self.check_streams(self.data)
 
@@ -125,7 +125,7 @@ class MemoryStream(EpisodicSystem):
         if (self.global_step + 1) % self.log_every == 0:
             if not loss.isfinite():
                 raise FloatingPointError(
-                    f"the loss is {loss.item():g} at step {self.global_step + 1}; take a smaller learning rate, or clip the "
+                    f"the loss is {loss.item():g} at step {self.global_step + 1}; use a smaller learning rate, or clip the "
                     "gradient (--trainer.gradient_clip_val)"
                 )
             values = {"train/loss": loss, "train/accuracy": right.float().mean()}

@@ -75,13 +75,11 @@ class MetaPolicy(EpisodicSystem):
             raise ValueError("; ".join(wrong))
         if not isinstance(method, StepByStep):
             raise ValueError(
-                f"{type(method).__name__} has no `start` and `step`, so that it cannot act between two inner steps; use MAML, "
+                f"{type(method).__name__} has no `start` and `step`, so it cannot act between two inner steps; use MAML, "
                 "ANIL, Meta-SGD, CAVIA or another method that has them"
             )
         if not isinstance(method.objective, PolicyGradient):
-            raise ValueError(
-                f"the objective is {type(method.objective).__name__}; a policy is adapted by mamllit.rl.PolicyGradient"
-            )
+            raise ValueError(f"the objective is {type(method.objective).__name__}; a policy needs mamllit.rl.PolicyGradient")
         self.curvature, self.later_steps = curvature, later_steps
         self.credit = Credit(discount, gae_lambda)
         self._step: PolicyStep | None = None
@@ -113,8 +111,8 @@ class MetaPolicy(EpisodicSystem):
         gradients = [value.grad for value in self.optimized() if value.grad is not None]
         if not finite(gradients):
             raise NonFiniteMetaLoss(
-                f"the meta-gradient of step {self.global_step + 1} is not finite, while returns are; take a smaller inner_lr "
-                "or max_kl, and another estimator than dice, whose weights are products over whole trajectories"
+                f"the meta-gradient of step {self.global_step + 1} is not finite, but the returns are; use a smaller inner_lr "
+                "or max_kl, and an estimator other than dice, whose weights are products over whole trajectories"
             )
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:

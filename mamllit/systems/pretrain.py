@@ -94,7 +94,7 @@ class PreTrainer(EpisodicSystem):
                 "`plain`, for example {batch_size: 128, crop: 8, flip: true}"
             )
         if data.plain_classes != self.classes:
-            raise ValueError(f"classes is {self.classes}, but the meta-train split has {data.plain_classes}: give the latter")
+            raise ValueError(f"classes is {self.classes}, but the meta-train split has {data.plain_classes}: use that")
 
     def check_ways(self, data: EpisodicDataModule) -> None:
         """The head tells the classes of meta-train apart, and is not used in an episode."""
@@ -106,7 +106,7 @@ class PreTrainer(EpisodicSystem):
         if (self.global_step + 1) % self.log_every == 0:
             if not loss.isfinite():
                 raise FloatingPointError(
-                    f"the loss is {loss.item():g} at step {self.global_step + 1}; take a smaller learning rate, or clip the "
+                    f"the loss is {loss.item():g} at step {self.global_step + 1}; use a smaller learning rate, or clip the "
                     "gradient (--trainer.gradient_clip_val)"
                 )
             accuracy = (logits.detach().argmax(-1) == y).float().mean()
@@ -121,10 +121,10 @@ def count_features(backbone: nn.Module) -> int:
         ValueError: for a backbone with a head, or one that does not say what it takes.
     """
     if getattr(backbone, "out_features", None) is not None:
-        raise ValueError(f"the backbone has a head of {backbone.out_features} outputs; set out_features: null, for features")
+        raise ValueError(f"the backbone has a head of {backbone.out_features} outputs; set out_features: null to get features")
     side, channels = getattr(backbone, "image_size", None), getattr(backbone, "in_channels", None)
     if side is None or channels is None:
-        raise ValueError(f"{type(backbone).__name__} does not say its in_channels and image_size; give it these attributes")
+        raise ValueError(f"{type(backbone).__name__} lacks in_channels and image_size; give it these attributes")
     training = backbone.training
     with torch.no_grad():
         features = backbone.eval()(torch.zeros(2, channels, side, side))

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 HOW = ("foreach", "fused", "capturable", "differentiable")  # how an update is computed, not what it is
-WAY_ON = "resume with the settings of the run, or begin a new one from its weights: `mamllit export`, then `fit --init_from`"
+WAY_ON = "resume with the settings of the run, or start a new one from its weights: `mamllit export`, then `fit --init_from`"
 
 
 def optimizer_settings(optimizer: Optimizer) -> dict[str, Any]:
@@ -49,18 +49,16 @@ def check_resumable(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """
     if "options" in before:
         if missing := sorted(set(now["groups"][0]) - set(before["options"]) - {"parameters"}):
-            raise ValueError(
-                f"the checkpoint's optimiser has no {', '.join(missing)}: it is another than {now['optimizer']}; {WAY_ON}"
-            )
+            raise ValueError(f"the checkpoint's optimiser has no {', '.join(missing)}: it is not {now['optimizer']}; {WAY_ON}")
         return
     for what in ("optimizer", "lr_scheduler"):
         if before[what] != now[what]:
             raise ValueError(f"{what} is {now[what]}, but the run to resume has {before[what]}; {WAY_ON}")
     sizes, others = ([group["parameters"] for group in settings["groups"]] for settings in (before, now))
     if sizes != others:
-        raise ValueError(f"the optimiser's groups have {others} parameters, but those of the run to resume {sizes}; {WAY_ON}")
+        raise ValueError(f"the optimiser's groups have {others} parameters, and those of the run to resume {sizes}; {WAY_ON}")
     if str(now["lr_scheduler"]).endswith(".ReduceLROnPlateau") and (found := changes(before, now)):
-        raise ValueError(f"a plateau scheduler cannot be followed anew with other settings ({found}); {WAY_ON}")
+        raise ValueError(f"a plateau scheduler cannot be replayed with other settings ({found}); {WAY_ON}")
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -101,8 +99,8 @@ def obey(trainer: L.Trainer, before: Mapping[str, Any], now: Mapping[str, Any], 
                 for _ in range(taken):
                     config.scheduler.step()  # type: ignore[call-arg]
             except ValueError as error:
-                raise ValueError(f"the schedule that is asked for ends before step {step} of this run: {error}") from error
-    rank_zero_info(f"resumed at step {step} with other settings than before: {found}")
+                raise ValueError(f"the new schedule ends before step {step} of this run: {error}") from error
+    rank_zero_info(f"resumed at step {step} with changed settings: {found}")
 
 
 def _options(group: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,5 +35,5 @@ def test_a_vertical_edge_has_one_direction() -> None:
 
 
 def test_an_image_that_is_too_small_is_refused() -> None:
-    with pytest.raises(ValueError, match="an image of 6x9 pixels has fewer than 2x2 cells of 4; take larger images"):
+    with pytest.raises(ValueError, match="an image of 6x9 pixels has fewer than 2x2 cells of 4; use larger images"):
         Hog()(torch.rand(1, 1, 6, 9))

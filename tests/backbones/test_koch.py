@@ -35,7 +35,7 @@ def test_it_has_the_papers_size_and_maps_and_begins_saturated() -> None:
     [
         ({"channels": [8, 8, 8]}, "channels is [8, 8, 8] and kernels [10, 7, 4, 4]; there are four convolutions: give four"),
         ({"initialisation": "zero"}, "initialisation is 'zero'; it must be 'koch' or 'plain'"),
-        ({"image_size": 28}, "image_size is 28; kernels [10, 7, 4, 4], with poolings between, need at least 65"),
+        ({"image_size": 28}, "image_size is 28; kernels [10, 7, 4, 4], with pooling in between, need at least 65"),
     ],
 )
 def test_what_cannot_be_is_refused(wrong: dict[str, Any], message: str) -> None:

@@ -91,6 +91,6 @@ def test_fewer_than_one_row_is_refused(rows: int) -> None:
 
 @pytest.mark.parametrize("make", [lambda: BatchStatNorm(2), lambda: MLP(24, [2], 1, norm=True)], ids=["norm", "MLP"])
 def test_more_rows_than_examples_are_refused(make: type[nn.Module], x: Tensor) -> None:
-    message = r"statistics_rows is 7, but the batch has 6 examples; put the examples whose statistics count in front"
+    message = r"statistics_rows is 7, but the batch has 6 examples; put the examples that set the statistics first"
     with pytest.raises(ValueError, match=message):
         normalised_by_first(make().double(), 7)(x)

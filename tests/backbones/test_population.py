@@ -45,9 +45,9 @@ def test_the_fast_network_is_the_plain_one(scale: bool) -> None:
 
 
 def test_what_cannot_be_is_refused() -> None:
-    text = "'population' in batch_norm needs a norm of mamllit (BatchStatNorm), and the network has none; leave it out"
+    text = "'population' in batch_norm needs mamllit's BatchStatNorm, and the network has none; leave it out"
     for module, network in ((nn.Linear(2, 2), ""), (nn.Sequential(BatchStatNorm(2)), "backbone")):
         with pytest.raises(ValueError, match=re.escape(text)):
             normalised_by_population(module, network, [torch.rand(3, 2)])
-    with pytest.raises(ValueError, match="there is no batch of images to take statistics from; give one at least"):
+    with pytest.raises(ValueError, match="there is no batch of images to take statistics from; give at least one"):
         normalised_by_population(BatchStatNorm(2), "", [])

@@ -98,7 +98,9 @@ def test_the_package_s_weights_are_preferred_to_the_hub(monkeypatch: pytest.Monk
 
 def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ValueError, match=r'of timm, which is not installed: install it with pip install "mamllit\[timm\]"'):
+    with pytest.raises(
+        ValueError, match=r'comes from timm, which is not installed: install it with pip install "mamllit\[timm\]"'
+    ):
         Timm("resnet18", None)
 
 
@@ -106,8 +108,8 @@ def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     ("arguments", "error", "message"),
     [
         ({"model": "resnet188"}, ValueError, r"^timm \S+ has no model 'resnet188'; did you mean resnet18"),
-        ({"model": "zzz"}, ValueError, r"^timm \S+ has no model 'zzz'; timm\.list_models\(\) has the names$"),
-        ({"model": "resnet18.nothing"}, ValueError, r"^timm cannot make resnet18\.nothing: Invalid pretrained tag"),
+        ({"model": "zzz"}, ValueError, r"^timm \S+ has no model 'zzz'; timm\.list_models\(\) lists the names$"),
+        ({"model": "resnet18.nothing"}, ValueError, r"^timm cannot build resnet18\.nothing: Invalid pretrained tag"),
         ({"model": MODEL, "weights": "none.pth"}, FileNotFoundError, r"^no weights at none\.pth; give a file, or leave"),
         ({"model": MODEL, "weights": None, "image_size": 0}, ValueError, r"^image_size is 0; it must be >= 1"),
         ({"model": "test_vit4"}, ValueError, r"^timm has no pretrained weights for test_vit4; give them with --weights FILE$"),
@@ -119,20 +121,20 @@ def test_wrong_names_and_numbers(arguments: dict[str, Any], error: type[Exceptio
 
 
 def test_weights_of_another_network(weights: Path) -> None:
-    with pytest.raises(ValueError, match=r"^the weights in \S+ are not those of test_vit: cls_token .*, and \d+ more$"):
+    with pytest.raises(ValueError, match=r"^the weights in \S+ do not fit test_vit: cls_token .*, and \d+ more$"):
         Timm("test_vit", weights)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.safetensors", b"no", r"^the weights \S+a\.safetensors cannot be read: "),
-        ("a.pth", b"no", r"^the weights \S+a\.pth are no state that torch\.load\(weights_only=True\) reads: it is damaged$"),
-        ("a.pt", [1, 2], r"^the file \S+a\.pt holds no state of a network, name by name, but a list$"),
+        ("a.safetensors", b"no", r"^cannot read the weights \S+a\.safetensors: "),
+        ("a.pth", b"no", r"^torch\.load\(weights_only=True\) cannot read the weights \S+a\.pth: it is damaged$"),
+        ("a.pt", [1, 2], r"^the file \S+a\.pt holds a list, not a state_dict of named tensors$"),
         (
             "b.pt",
             nn.ReLU(),
-            r": it holds a torch\.nn\.modules\.activation\.ReLU, which could run code; save the state_",
+            r": it holds a torch\.nn\.modules\.activation\.ReLU, which could run code; save only the state_",
         ),
     ],
 )
@@ -146,7 +148,10 @@ def test_files_that_hold_no_weights(tmp_path: Path, name: str, content: Any, mes
 def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "/nowhere")
-    with pytest.raises(ConnectionError, match=r"^the weights of resnet18 cannot be had from timm's hub \(.+\)\. With"):
+    with pytest.raises(
+        ConnectionError,
+        match=r"^the weights of resnet18 cannot be downloaded from timm's hub \(.+\)\. Offline, give a file with",
+    ):
         Timm("resnet18")
 
 

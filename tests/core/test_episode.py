@@ -22,5 +22,5 @@ def test_labels_without_a_number_of_ways_are_refused() -> None:
 
 
 def test_classes_of_unequal_size_have_no_number_per_class() -> None:
-    with pytest.raises(ValueError, match="7 examples of 3 ways: no equal number per class; give each class as many"):
+    with pytest.raises(ValueError, match="7 examples cannot be split equally over 3 ways; give every class the same number"):
         Examples(torch.rand(7, 1), torch.zeros(7, dtype=torch.int64), 3).per_class  # noqa: B018

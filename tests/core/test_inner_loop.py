@@ -195,7 +195,7 @@ def test_the_parameters_handed_in_are_not_written_to(sine: tuple[Loss, Loss, Par
 
 
 def test_an_unknown_adapted_name_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"adapted names \['v'\], which are no parameters; the parameters are \['w'\]"):
+    with pytest.raises(ValueError, match=r"adapted names \['v'\], which are not parameters; the parameters are \['w'\]"):
         inner_loop(lambda p: p["w"].sum(), {"w": torch.ones(1)}, step_size=0.1, steps=1, adapted=["w", "v"])
 
 

@@ -54,7 +54,7 @@ def test_structures_tell_static_parts_apart() -> None:
 
 
 def test_what_is_static_must_be_hashable() -> None:
-    with pytest.raises(TypeError, match="a tree holds a set, which is neither a tensor nor can be hashed; make it a tuple"):
+    with pytest.raises(TypeError, match="a tree holds a set, which is neither a tensor nor hashable; make it a tuple"):
         flatten({"a": {1, 2}})
 
 

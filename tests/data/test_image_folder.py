@@ -121,7 +121,7 @@ def test_every_split_gets_a_class(number: int) -> None:
 @pytest.mark.parametrize("ratios", [(0.5, 0.5), (0.8, 0.2, 0.2), (1.0, 0.0, 0.0)])
 def test_ratios_that_are_none_are_refused(ratios: tuple, tmp_path: Path) -> None:
     message = message_of(module(draw(tmp_path, CLASSES[:3]), split_ratios=ratios))
-    assert f"split_ratios is {list(ratios)}; it needs three numbers > 0, of train, val and test, with sum 1" in message
+    assert f"split_ratios is {list(ratios)}; it needs three numbers > 0, for train, val and test, that sum to 1" in message
 
 
 # ---- what is refused -----------------------------------------------------------------------------------------------
@@ -133,7 +133,10 @@ def test_ratios_that_are_none_are_refused(ratios: tuple, tmp_path: Path) -> None
         ({"channels": 2}, r"channels is 2; it must be 1 \(grey\) or 3 \(RGB\)"),
         ({"image_size": 0}, "image_size is 0; it must be >= 1"),
         ({"crop": -1}, "crop is -1; it must be >= 0"),
-        ({"train_classes": ["a"], "test_classes": ["b"]}, "lists of classes for train and test only; give all of train, val"),
+        (
+            {"train_classes": ["a"], "test_classes": ["b"]},
+            "lists of classes for train and test only; give one for each of train, val",
+        ),
     ],
 )
 def test_settings_that_cannot_be_are_refused(changes: dict, problem: str, tmp_path: Path) -> None:
@@ -144,8 +147,8 @@ def test_settings_that_cannot_be_are_refused(changes: dict, problem: str, tmp_pa
 def test_too_few_classes_are_refused_with_ratios_that_would_do(tmp_path: Path) -> None:
     draw(tmp_path, CLASSES[:16])
     message = message_of(module(tmp_path, ways=5))
-    assert "val has 3 classes, an episode takes 5 (ways)" in message
-    assert "test has 3 classes, an episode takes 5 (ways)" in message
+    assert "val has 3 classes, but an episode needs 5 (ways)" in message
+    assert "test has 3 classes, but an episode needs 5 (ways)" in message
     assert "16 classes are enough for 5 ways in every split with split_ratios [0.374, 0.313, 0.313]." in message
     splits = splits_of(module(tmp_path, ways=5, split_ratios=[0.374, 0.313, 0.313]))
     assert [len(names) for names in splits.values()] == [6, 5, 5]
@@ -154,25 +157,23 @@ def test_too_few_classes_are_refused_with_ratios_that_would_do(tmp_path: Path) -
 def test_too_few_classes_whatever_the_ratios(tmp_path: Path) -> None:
     assert "split_ratios" not in message_of(module(draw(tmp_path, CLASSES[:14]), ways=5))
     message = message_of(module(draw(tmp_path / "two", CLASSES[:2])))
-    assert (
-        "there are 2 classes; train, val and test need at least one each. With less, train nothing: `mamllit adapt" in message
-    )
+    assert "there are 2 classes; train, val and test need at least one each. With less, do not train: `mamllit adapt" in message
 
 
 def test_too_few_images_are_refused_before_training_for_the_test_split_too(tmp_path: Path) -> None:
     message = message_of(module(draw(tmp_path, CLASSES), standard_queries=4, queries=5))
-    assert "train has classes with fewer images than the 6 that an episode takes (1 shots + 5 queries): c0" in message
+    assert "train has classes with fewer images than the 6 that an episode needs (1 shots + 5 queries): c0" in message
     assert "and 9 more" in message
     assert "val has" not in message
     assert (
-        "test has classes with fewer images than the 5 that an episode takes (1 shots + 4 queries of the standard prot"
+        "test has classes with fewer images than the 5 that an episode needs (1 shots + 4 queries of the standard prot"
         in message
     )
     assert (
-        "): c02 (4), c12 (4), c26 (4), c28 (4)\nTo train on your own set have 18 classes or more (9 at the very least, "
-        "3 for each of train, val and test) with 6 images each, or ask for fewer ways, shots or queries"
+        "): c02 (4), c12 (4), c26 (4), c28 (4)\nTo train on your own images, use 18 classes or more (9 at the very least, "
+        "3 for each of train, val and test) with 6 images each, or fewer ways, shots or queries"
     ) in message
-    assert "train nothing: `mamllit adapt --features timm:tf_efficientnet_lite0 --support DIR --query DIR` takes two" in message
+    assert "do not train: `mamllit adapt --features timm:tf_efficientnet_lite0 --support DIR --query DIR` needs two" in message
 
 
 def test_folders_that_hold_nothing_are_named_together(tmp_path: Path) -> None:
@@ -180,8 +181,8 @@ def test_folders_that_hold_nothing_are_named_together(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "train" / "deeper").mkdir(parents=True)
     message = message_of(module(tmp_path))
-    assert f"the class folder {tmp_path}/empty holds no images (.png, .jpg, .jpeg, .jfif, .webp, .bmp, .gif, .tif," in message
-    assert f"the class folder {tmp_path}/train holds folders; are train, val and test all there?" in message
+    assert f"the class folder {tmp_path}/empty has no images (.png, .jpg, .jpeg, .jfif, .webp, .bmp, .gif, .tif," in message
+    assert f"the class folder {tmp_path}/train contains folders; do train, val and test all exist?" in message
 
 
 def test_folders_in_a_class_are_of_that_class(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -195,9 +196,9 @@ def test_folders_in_a_class_are_of_that_class(tmp_path: Path, caplog: pytest.Log
     counts = {name: int(n) for pool in data.pools.values() for name, n in zip(pool.names, pool.counts, strict=True)}
     assert len(counts) == 30
     assert counts["c00"] == 5
-    said = [line for line in caplog.messages if "below their class's folder" in line]
+    said = [line for line in caplog.messages if "sub-folders of a class folder" in line]
     assert said == [
-        f"{tmp_path}: 1 images in folders below their class's folder are of that class, as {tmp_path}/c00/2024/summer/more.png"
+        f"{tmp_path}: 1 images in sub-folders of a class folder count as that class, e.g. {tmp_path}/c00/2024/summer/more.png"
     ]
 
 
@@ -205,19 +206,21 @@ def test_a_split_whose_name_is_a_class_s_is_refused(tmp_path: Path) -> None:
     """Two of the three folders of a split set, which must not become two classes."""
     for split in ("train", "val"):
         draw(tmp_path / split, CLASSES[:3])
-    assert f"the class folder {tmp_path}/val holds folders; are train, val and test all there?" in message_of(module(tmp_path))
+    assert f"the class folder {tmp_path}/val contains folders; do train, val and test all exist?" in message_of(
+        module(tmp_path)
+    )
 
 
 def test_a_root_that_is_not_there_or_empty(tmp_path: Path) -> None:
     assert f"there is no folder {tmp_path}/no; set `root`" in message_of(module(tmp_path / "no"), FileNotFoundError)
-    assert f"{tmp_path} holds no class folders" in message_of(module(tmp_path))
+    assert f"{tmp_path} has no class folders" in message_of(module(tmp_path))
 
 
 def test_a_class_in_two_split_folders_is_refused(tmp_path: Path) -> None:
     for split in SPLITS:
         draw(tmp_path / split, CLASSES[:3] if split != "test" else CLASSES[2:5])
     message = message_of(module(tmp_path))
-    assert "class c02 is in train and val and test: a class may be in one only" in message
+    assert "class c02 is in train and val and test: a class may be in only one" in message
     assert "class c00 is in train and val" in message
 
 
@@ -235,11 +238,11 @@ def test_files_of_other_kinds_are_counted(tmp_path: Path, caplog: pytest.LogCapt
         (tmp_path / "c00" / name).touch()
     with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
         module(tmp_path, ways=2).setup("fit")
-    said = [line for line in caplog.messages if "left out" in line]
+    said = [line for line in caplog.messages if "skipped" in line]
     heading, counts = said[0].rsplit(": ", 1)
-    assert heading.startswith(f"{tmp_path}: left out, since only .png, .jpg, .jpeg, .jfif, .webp, .bmp, .gif, .tif, ")
+    assert heading.startswith(f"{tmp_path}: skipped, since only .png, .jpg, .jpeg, .jfif, .webp, .bmp, .gif, .tif, ")
     assert counts.startswith("2 .ico, ")
-    assert sorted(counts.split(", ")[1:]) == ["1 .cr2", "1 .psd", "1 .svg", "1 without an ending"]
+    assert sorted(counts.split(", ")[1:]) == ["1 .cr2", "1 .psd", "1 .svg", "1 without an extension"]
 
 
 def test_pipes_and_bombs_among_the_images_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,7 +252,7 @@ def test_pipes_and_bombs_among_the_images_are_named(tmp_path: Path, monkeypatch:
     Image.new("RGB", (16, 10)).save(tmp_path / "c04" / "q.png")
     message = message_of(module(tmp_path))
     assert f"images that cannot be used (2):\n  - {tmp_path}/c03/p.png: is a named pipe, not a file" in message
-    assert f"{tmp_path}/c04/q.png: 16x10 pixels: it has more than the 144 pixels that are decoded; make it smaller" in message
+    assert f"{tmp_path}/c04/q.png: 16x10 pixels: it has more than 144 pixels, the limit; make it smaller" in message
 
 
 def test_an_error_of_any_kind_names_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

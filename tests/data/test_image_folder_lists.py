@@ -45,7 +45,7 @@ def test_lists_beside_folders_that_are_split_already_are_refused(tmp_path: Path)
     for split in SPLITS:
         (tmp_path / split).mkdir()
     data = module(tmp_path, train_classes=["a"], val_classes=["b"], test_classes=["c"])
-    assert "has the folders train/, val/ and test/ already; leave out the lists" in message_of(data)
+    assert "already has the folders train/, val/ and test/; leave out the lists" in message_of(data)
 
 
 def test_a_list_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -87,8 +87,7 @@ def test_a_list_in_another_encoding_is_named_with_the_remedy(tmp_path: Path) -> 
     root = rename(draw(tmp_path / "images", CLASSES[:9]), c00="café")
     message = message_of(module(root, **lists(tmp_path, "café", "latin-1")))
     assert message == (
-        f"the list of classes {tmp_path}/train.txt is not in UTF-8 (line 1: b'\\xe9\\r\\nc01\\r\\n'); "
-        "save it again with the encoding UTF-8"
+        f"the list of classes {tmp_path}/train.txt is not UTF-8 (line 1: b'\\xe9\\r\\nc01\\r\\n'); save it again in UTF-8"
     )
 
 
@@ -97,7 +96,7 @@ def test_folders_whose_names_look_the_same_are_told_apart(tmp_path: Path) -> Non
     assert splits_of(module(root, **lists(tmp_path, "e\u0301")))["train"] == ["c01", "c02", "e\u0301"]
     root = rename(root, c08="\u01ed", c07="o\u0328\u0304")  # two forms of one letter, of which the list has a third
     asked = {"train_classes": ["o\u0304\u0328"], "val_classes": ["c03"], "test_classes": ["c06"]}
-    assert "has 2 folders, whose names only look the same: rename one" in message_of(module(root, **asked))
+    assert "has 2 folders whose names only look the same: rename one" in message_of(module(root, **asked))
 
 
 def test_numbers_of_a_yaml_are_names(tmp_path: Path) -> None:
@@ -112,8 +111,8 @@ def test_what_yaml_has_changed_is_named_with_the_remedy(listed: Any, folder: str
     root = rename(draw(tmp_path / "images", CLASSES[:9]), c00=folder)
     data = module(root, train_classes=[listed, "c01", "c02"], val_classes=CLASSES[3:6], test_classes=CLASSES[6:9])
     assert (
-        f"{listed!r} of the train list has no folder; YAML takes what looks like a number or a truth value for one: write the "
-        f"name in quotes, as in {folder!r}"
+        f"{listed!r} of the train list has no folder; YAML reads a name that looks like a number or a boolean as one: put it "
+        f"in quotes, as in {folder!r}"
     ) in message_of(data)
 
 
@@ -132,4 +131,4 @@ def test_a_list_that_is_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
     data = module(
         draw(tmp_path / "x", CLASSES[:9]), train_classes=tmp_path / "train.txt", val_classes=["c3"], test_classes=["c4"]
     )
-    assert "train.txt (is a named pipe, not a file); it has one name a line" in message_of(data, FileNotFoundError)
+    assert "train.txt (is a named pipe, not a file); it must have one name per line" in message_of(data, FileNotFoundError)

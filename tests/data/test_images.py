@@ -299,7 +299,7 @@ def test_evaluation_batches_are_the_evaluation_sets_episodes() -> None:
 
 
 def test_a_meta_batch_that_the_ranks_do_not_divide_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"meta_batch_size is 6, .* cannot be shared equally by 4 ranks"):
+    with pytest.raises(ValueError, match=r"meta_batch_size is 6, .* cannot be split equally over 4 ranks"):
         tiny(trainer=fake_trainer(world=4))
 
 
@@ -311,10 +311,10 @@ def test_fewer_than_two_ways_are_refused() -> None:
 @pytest.mark.parametrize(
     ("stage", "changes", "message"),
     [
-        ("fit", {"ways": 8}, r"an episode of 8 ways was asked for, but the train split has 7 classes"),
-        ("fit", {"ways": 6}, r"an episode of 6 ways was asked for, but the val split has 5 classes"),
-        ("validate", {"ways": 6}, r"an episode of 6 ways was asked for, but the val split has 5 classes"),
-        ("test", {"ways": 5}, r"an episode of 5 ways was asked for, but the test split has 4 classes"),
+        ("fit", {"ways": 8}, r"an episode needs 8 ways, but the train split has only 7 classes"),
+        ("fit", {"ways": 6}, r"an episode needs 6 ways, but the val split has only 5 classes"),
+        ("validate", {"ways": 6}, r"an episode needs 6 ways, but the val split has only 5 classes"),
+        ("test", {"ways": 5}, r"an episode needs 5 ways, but the test split has only 4 classes"),
         (
             "fit",
             {"queries": 5},

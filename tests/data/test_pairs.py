@@ -236,7 +236,7 @@ def test_koch_s_training_runs_under_a_trainer() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ways": 4}, "ways is 4, but an alphabet of the test split has 3 characters; ask for fewer"),
+        ({"ways": 4}, "ways is 4, but an alphabet of the test split has 3 characters; use fewer"),
         (
             {"shots": 3, "queries": 2},
             "an episode needs 5 images of each class (shots + queries), but a class of the test split",
@@ -250,7 +250,7 @@ def test_what_cannot_be_is_refused(changes: dict[str, Any], message: str) -> Non
 
 
 def test_a_draw_with_too_few_people_is_refused() -> None:
-    message = "an episode needs drawings by 5 people (shots + queries), but the test split has 4; ask for fewer"
+    message = "an episode needs drawings by 5 people (shots + queries), but the test split has 4; use fewer"
     with pytest.raises(ValueError, match=re.escape(message)):
         draw_trials(drawn_by(pool_of(), DRAWERS["test"]), 3, 5, seed=0, split="test", first=0, count=1)
 

@@ -97,7 +97,7 @@ def test_meta_training_may_have_more_ways_than_a_test() -> None:
 
 
 def test_too_many_ways_are_refused() -> None:
-    with pytest.raises(ValueError, match="an episode of 9 ways was asked for, but the train split has 8 classes"):
+    with pytest.raises(ValueError, match="an episode needs 9 ways, but the train split has only 8 classes"):
         ToyImages(train_ways=9).setup("fit")
     with pytest.raises(ValueError, match="train_ways is 1; an episode needs at least 2 classes"):
         ToyImages(train_ways=1)

@@ -29,7 +29,7 @@ def test_select_keeps_the_order_asked_for() -> None:
 
 
 def test_select_names_the_unknown_classes() -> None:
-    with pytest.raises(ValueError, match=r"the pool of 3 classes does not hold t, u, v, w, x and 2 more"):
+    with pytest.raises(ValueError, match=r"the pool of 3 classes does not contain t, u, v, w, x and 2 more"):
         make_pool().select([*"atuvwxyz"])
 
 
@@ -73,7 +73,7 @@ def test_names_are_labels_and_numpy_images_of_one_channel_are_taken() -> None:
     [
         (torch.zeros(3, 1, 2, 2, dtype=torch.uint8), [0, 1], "there are 3 images and 2 labels; each image needs one"),
         (torch.zeros(2, 1, 2, 2), [0, 1], r"images must be uint8 \[M, C, H, W\], got torch.float32"),
-        (torch.zeros(2, 1, 2, 2, dtype=torch.uint8), [1, "1"], r"labels are the same as text \(1 and '1'\); make all of them"),
+        (torch.zeros(2, 1, 2, 2, dtype=torch.uint8), [1, "1"], r"labels are equal as text \(1 and '1'\); make all of them"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(images: torch.Tensor, labels: list, problem: str) -> None:

@@ -78,7 +78,7 @@ def test_dark_on_light_is_inverted_for_weights_that_know_ink_as_1(first: str, ca
     assert torch.allclose(support(data), 1 - support(plain))
     assert border(support(data).flatten(0, 1)).mean() == 0
     assert data.preparation.invert
-    assert "the images are inverted: the weights of omni know ink as 1, and they are dark on light" in caplog.messages
+    assert "the images are dark on light and are inverted: the weights of omni were trained with ink = 1" in caplog.messages
 
 
 def test_what_was_given_out_before_the_weights_came_does_not_stay() -> None:
@@ -98,7 +98,7 @@ def test_light_on_dark_stays_for_weights_that_know_ink_as_1(caplog: pytest.LogCa
     with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
         data.meet(INK, "omni")
     assert torch.equal(support(data), before)
-    assert "the weights of omni know ink as 1: so it is in these images, which are light on dark" in caplog.messages
+    assert "the weights of omni were trained with ink = 1, as in these images, which are light on dark" in caplog.messages
 
 
 def test_weights_that_know_white_as_1_leave_the_images() -> None:
@@ -113,9 +113,12 @@ def test_weights_that_know_white_as_1_leave_the_images() -> None:
 @pytest.mark.parametrize(
     ("weights", "said"),
     [
-        (Preparation(84, 3), "the weights of w saw 84x84 pixels, 3 channels, and the data gives 28x28 pixels, 1 channel"),
-        (Preparation(20, 1), "saw 20x20 pixels, 1 channel, and the data gives 28x28 pixels, 1 channel"),
-        (Preparation(28, 1, mean=0.5, std=0.25), "normalised by mean 0.5 and std 0.25, and the data has mean 0 and std 1"),
+        (
+            Preparation(84, 3),
+            "the weights of w were trained on 84x84 pixels, 3 channels, but the data has 28x28 pixels, 1 channel",
+        ),
+        (Preparation(20, 1), "trained on 20x20 pixels, 1 channel, but the data has 28x28 pixels, 1 channel"),
+        (Preparation(28, 1, mean=0.5, std=0.25), "mean 0.5 and std 0.25, but the data is normalised by mean 0 and std 1"),
     ],
 )
 def test_other_sizes_channels_and_normalisations_are_refused(weights: Preparation, said: str, first: str) -> None:
@@ -127,7 +130,7 @@ def test_other_sizes_channels_and_normalisations_are_refused(weights: Preparatio
     with pytest.raises(ValueError) as caught:
         data.setup("test") if first == "weights" else data.meet(weights, "w")
     assert said in str(caught.value)
-    assert "Set the data (`image_size`, `channels`) to what the weights saw, or take other weights" in str(caught.value)
+    assert "Match the data (`image_size`, `channels`) to the weights, or use other weights" in str(caught.value)
 
 
 def test_a_folder_is_inverted_where_asked_and_where_weights_want_it(tmp_path: Path) -> None:
@@ -146,11 +149,15 @@ def test_a_folder_is_inverted_where_asked_and_where_weights_want_it(tmp_path: Pa
 def test_a_setting_that_contradicts_the_weights_is_refused(tmp_path: Path) -> None:
     root = folder(tmp_path / "dark")
     for invert, weights, text in (
-        (False, INK, "know ink as 1, and ImageFolderDataModule gives white as 1, since `invert` is false: leave it at auto"),
+        (
+            False,
+            INK,
+            "were trained with ink = 1, but ImageFolderDataModule has white = 1, because `invert` is false: leave it at auto",
+        ),
         (
             True,
             Preparation(28, 1),
-            "know white as 1, and ImageFolderDataModule gives ink as 1, since `invert` is true: leave it",
+            "were trained with white = 1, but ImageFolderDataModule has ink = 1, because `invert` is true: leave it",
         ),
     ):
         data = images(root, invert=invert)
@@ -172,7 +179,7 @@ def test_ink_is_1_whichever_way_it_is_drawn(tmp_path: Path) -> None:
     described = {"class_path": "mamllit.data.ImageFolderDataModule", "init_args": {"image_size": 28, "channels": 1}}
     described["init_args"]["invert"] = "ink"  # type: ignore[index]
     assert preparation_of(described) == dark.preparation
-    with pytest.raises(ValueError, match="gives ink as 1, since `invert` is ink: leave it at auto"):
+    with pytest.raises(ValueError, match="has ink = 1, because `invert` is ink: leave it at auto"):
         dark.meet(Preparation(28, 1, upright=True), "own")
 
 
@@ -186,7 +193,7 @@ def test_omniglot_is_as_in_the_paper_for_all_weights() -> None:
     data.pools = Own(light=0).load()
     assert data.preparation == INK
     data.meet(INK, "omni")
-    with pytest.raises(ValueError, match="know white as 1, and OmniglotDataModule gives ink as 1: take weights"):
+    with pytest.raises(ValueError, match="were trained with white = 1, but OmniglotDataModule has ink = 1: use weights"):
         data.meet(Preparation(28, 1), "own")
 
 

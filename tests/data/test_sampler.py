@@ -243,7 +243,7 @@ def test_negative_numbers_are_refused(seed: int, first: int, text: str) -> None:
 
 
 def test_too_few_classes_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"an episode of 9 ways was asked for, but the val split has 8 classes"):
+    with pytest.raises(ValueError, match=r"an episode needs 9 ways, but the val split has only 8 classes"):
         draw_image_episodes(EVEN, 9, 1, seed=0, split="val", first=0, count=1, rotate=False)
 
 

@@ -120,7 +120,7 @@ def test_what_cannot_be_is_refused(wrong: dict[str, Any], text: str) -> None:
 
 
 def test_more_classes_than_there_are_are_refused() -> None:
-    with pytest.raises(ValueError, match="a stream of 8 classes was asked for, but the val split has 7 classes"):
+    with pytest.raises(ValueError, match="a stream needs 8 classes, but the val split has only 7"):
         draw_streams(OFFSETS, 8, 12, "free", seed=0, split="val", first=0, count=1)
 
 

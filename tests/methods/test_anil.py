@@ -87,5 +87,5 @@ def test_a_network_without_features_or_head_is_refused() -> None:
 
 def test_a_negative_number_of_steps_is_refused() -> None:
     method = ANIL(MLP(1, [4], 1), Regression(), 0.01, 1, "mean")
-    with pytest.raises(ValueError, match=r"steps is -1; the inner loop needs a number of steps >= 0"):
+    with pytest.raises(ValueError, match=r"steps is -1; it must be >= 0"):
         method.adapt(Examples(torch.rand(3, 1), torch.rand(3, 1)), steps=-1)

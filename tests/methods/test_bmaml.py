@@ -198,7 +198,7 @@ def test_a_prediction_is_the_mean_over_the_particles(sine_episodes: Callable[...
         ({"inner_steps": -1}, r"inner_steps is -1; it must be >= 0"),
         ({"particles": 0}, r"particles is 0; it must be >= 1"),
         ({"loss": "chase"}, r"loss is 'chase'; it must be 'chaser' or 'likelihood'"),
-        ({"leader_steps": 0}, r"leader_steps is 0; it must be >= 1, for the chaser needs someone to chase"),
+        ({"leader_steps": 0}, r"leader_steps is 0; it must be >= 1, since the chaser needs a leader"),
         ({"likelihood": 0.0}, r"likelihood is 0.0; it must be > 0"),
     ],
 )

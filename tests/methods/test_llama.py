@@ -121,8 +121,8 @@ def test_a_task_gets_the_same_models_alone_and_in_a_batch(sine_episodes: Callabl
     ("wrong", "message"),
     [
         ({"inner_steps": -1}, r"inner_steps is -1; it must be >= 0"),
-        ({"damping": 0.0}, r"damping is 0.0; it must be > 0, for a factor of low rank has no log det"),
-        ({"log_det_weight": -1.0}, r"log_det_weight is -1.0; it must be >= 0, for below it rewards sharp curvature"),
+        ({"damping": 0.0}, r"damping is 0.0; it must be > 0, since a low-rank factor has no log det"),
+        ({"log_det_weight": -1.0}, r"log_det_weight is -1.0; it must be >= 0, since below 0 it rewards sharp curvature"),
         ({"labels": "real"}, r"labels is 'real'; it must be 'expected' or 'sampled'"),
         ({"models": -1}, r"models is -1; it must be >= 0"),
     ],

@@ -240,7 +240,7 @@ def test_the_frozen_reading_remembers_no_query() -> None:
     [
         ({"hidden": 0}, "hidden is 0; it must be >= 1"),
         ({"slots": 0, "width": -1}, "slots is 0; it must be >= 1; width is -1; it must be >= 1"),
-        ({"heads": 10}, "heads is 10 and slots is 9; each head writes to a slot of its own: heads <= slots"),
+        ({"heads": 10}, "heads is 10 and slots is 9; each head writes to its own slot: heads <= slots"),
     ],
 )
 def test_sizes_out_of_bounds_are_refused(sizes: dict[str, int], text: str) -> None:
@@ -251,5 +251,5 @@ def test_sizes_out_of_bounds_are_refused(sizes: dict[str, int], text: str) -> No
 def test_other_settings_out_of_bounds_are_refused() -> None:
     with pytest.raises(ValueError, match=r"decay is 1\.0; it must be in \[0, 1\)"):
         MANN(nn.Identity(), Classification(), decay=1.0)
-    with pytest.raises(ValueError, match="the stream has 2 ways, but the network's last layer 3; give both the same"):
+    with pytest.raises(ValueError, match="the stream has 2 ways, but the last layer has 3; give both the same"):
         make().double().answers(item(streams(ways=2), 0).query)

@@ -168,7 +168,7 @@ def test_the_papers_networks() -> None:
         ({"likelihood": "normal"}, "likelihood is 'normal'; it must be 'bernoulli' or 'gaussian'"),
         (
             {"likelihood": "gaussian"},
-            "dilate is 0.5, but with likelihood 'gaussian' nothing is drawn thicker; set dilate: 0",
+            "dilate is 0.5, but likelihood 'gaussian' does not dilate images; set dilate: 0",
         ),
     ],
 )

@@ -172,5 +172,5 @@ def test_wrong_arguments_are_refused(wrong: dict, message: str) -> None:
 
 
 def test_a_negative_number_of_steps_is_refused(sine_episodes: Callable[..., Episode]) -> None:
-    with pytest.raises(ValueError, match=r"steps is -1; the inner loop needs a number of steps >= 0"):
+    with pytest.raises(ValueError, match=r"steps is -1; it must be >= 0"):
         smooth().adapt(one(sine_episodes(1)).support, -1)

@@ -148,7 +148,7 @@ def test_environments_that_are_refused() -> None:
             environment.action_space = gymnasium.spaces.Box(-math.inf, math.inf, (1,))
             return environment
 
-    with pytest.raises(ValueError, match=r"the action_space is Discrete\(2\); it must be a Box of one dimension"):
+    with pytest.raises(ValueError, match=r"the action_space is Discrete\(2\); it must be a one-dimensional Box"):
         CartPole()
     with pytest.raises(ValueError, match=r"it must have bounds, to which actions in \[-1, 1\] are scaled"):
         Unbounded()

@@ -90,7 +90,7 @@ def test_what_is_refused() -> None:
         TrustRegion(parameters(), max_kl=0, iterations=0)
     with pytest.raises(ValueError, match=r"backtracking is 1\.0; it must lie between 0 and 1"):
         TrustRegion(parameters(), backtracking=1.0)
-    with pytest.raises(ValueError, match=r"got 2 parameter groups; a step is one for all"):
+    with pytest.raises(ValueError, match=r"got 2 parameter groups; one step is for all"):
         TrustRegion([{"params": [value]} for value in parameters()])
     with pytest.raises(RuntimeError, match=r"call pose\(problem\) before step\(\)"):
         TrustRegion(parameters()).step()

@@ -221,4 +221,4 @@ def test_two_processes_make_the_steps_of_one(runs: SimpleNamespace, name: str) -
 def test_the_memory_module_says_on_each_of_two_processes_why_it_trains_on_one(runs: SimpleNamespace) -> None:
     for told in runs.told:
         assert list(told) == [MEMORY]
-        assert told[MEMORY].startswith("MemoryStream trains on one process, and there are 2: its streams share a memory that")
+        assert told[MEMORY].startswith("MemoryStream trains in one process, and there are 2: its streams share a memory that")

@@ -112,12 +112,12 @@ def test_what_cannot_be_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with refused("ways is 4, but the data's ways is 3"):
         trainer.fit(system(ways=4), ToyStreams(presentations=True))
     monkeypatch.setattr(L.Trainer, "world_size", 2)
-    with refused("MemoryStream trains on one process, and there are 2: its streams share a memory that changes"):
+    with refused("MemoryStream trains in one process, and there are 2: its streams share a memory that changes"):
         make_trainer(1, default_root_dir=tmp_path).fit(system(), ToyStreams(presentations=True, meta_batch_size=4))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     model = system(log_every=1)
     torch.nn.init.constant_(model.memory_module.query.weight, torch.nan)
-    with pytest.raises(FloatingPointError, match="the loss is nan at step 1; take a smaller learning rate, or clip"):
+    with pytest.raises(FloatingPointError, match="the loss is nan at step 1; use a smaller learning rate, or clip"):
         make_trainer(1, default_root_dir=tmp_path).fit(model, ToyStreams(presentations=True))

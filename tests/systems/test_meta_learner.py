@@ -192,7 +192,7 @@ def test_a_scheduler_that_waits_for_a_plateau_looks_when_its_monitor_is_new(moni
 
 def test_a_scheduler_without_a_monitor_is_refused() -> None:
     learner = MetaLearner(make_method(), sgd, torch.optim.lr_scheduler.ReduceLROnPlateau)
-    with pytest.raises(ValueError, match=r"ReduceLROnPlateau does not say what it monitors; use .* monitor: val/mse"):
+    with pytest.raises(ValueError, match=r"ReduceLROnPlateau has nothing to monitor; use .* monitor: val/mse"):
         learner.configure_optimizers()
 
 
@@ -269,10 +269,10 @@ def test_a_backbone_that_does_not_tell_its_outputs_is_not_checked() -> None:
         ({"log_every": 0}, r"log_every is 0; it must be >= 1"),
         (
             {"batch_norm": []},
-            r"batch_norm is \[\]; it must be some of \['transductive', 'inductive', 'population'\], each once",
+            r"batch_norm is \[\]; it must list some of \['transductive', 'inductive', 'population'\], each once",
         ),
-        ({"batch_norm": ["none"]}, r"batch_norm is \['none'\]; it must be some of"),
-        ({"batch_norm": ["inductive"] * 2}, r"batch_norm is \['inductive', 'inductive'\]; it must be some of"),
+        ({"batch_norm": ["none"]}, r"batch_norm is \['none'\]; it must list some of"),
+        ({"batch_norm": ["inductive"] * 2}, r"batch_norm is \['inductive', 'inductive'\]; it must list some of"),
         (
             {"execution": "plain", "compile": True},
             r"execution is 'plain', but compile is True .*execution: loop",

@@ -133,11 +133,11 @@ def test_paths_before_and_after_adapting_are_drawn() -> None:
         ({"curvature": 0.0, "discount": 1.5}, r"curvature is 0\.0; it must be > 0 and <= 1; discount is 1\.5"),
         (
             {"method": PrototypicalNetworks(torch.nn.Identity(), Classification())},
-            r"PrototypicalNetworks has no `start` and `step`, so that it cannot act between two inner steps",
+            r"PrototypicalNetworks has no `start` and `step`, so it cannot act between two inner steps",
         ),
         (
             {"method": MAML(torch.nn.Linear(2, 2), Regression(), 0.1, 1, "mean")},
-            r"the objective is Regression; a policy is adapted by mamllit\.rl\.PolicyGradient",
+            r"the objective is Regression; a policy needs mamllit\.rl\.PolicyGradient",
         ),
     ],
 )
@@ -164,7 +164,7 @@ def test_what_is_refused_of_the_data() -> None:
         ({"budget": "time"}, r"budget is 'time'; it must be one of \['trajectories', 'steps'\]"),
         (
             {"budget": "steps", "world": Tabular(), "protocols": ["standard"]},
-            r"budget is 'steps', but trajectories of Tabular do not begin anew one by one",
+            r"budget is 'steps', but Tabular cannot restart its trajectories one by one",
         ),
     ):
         with pytest.raises(ValueError, match=text):
@@ -176,7 +176,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(monkeypatch: pytest
     before = weights(learner)
     spoilt = [torch.full_like(value, math.nan) for value in learner.parameters()]
     monkeypatch.setattr("mamllit.engine.policy_step.PolicyStep.gradient", lambda step: (torch.tensor(1.0), spoilt))
-    with pytest.raises(FloatingPointError, match=r"the meta-gradient of step 1 is not finite, while returns are"):
+    with pytest.raises(FloatingPointError, match=r"the meta-gradient of step 1 is not finite, but the returns are"):
         make_trainer().fit(learner, datamodule=make_data())
     assert torch.equal(weights(learner), before)
 

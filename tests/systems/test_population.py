@@ -82,8 +82,8 @@ def test_what_has_no_images_or_norms_of_another_kind_is_refused() -> None:
     foreign = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.Flatten())
     mixed = nn.Sequential(net().convs[0], net().norms[0], nn.BatchNorm2d(8, track_running_stats=False), nn.Flatten())
     for network, text in (
-        (foreign, "needs a norm of mamllit (BatchStatNorm), and the network has none"),
-        (mixed, "the network has norms of another kind than mamllit.backbones.BatchStatNorm; leave 'population' out"),
+        (foreign, "needs mamllit's BatchStatNorm, and the network has none"),
+        (mixed, "the network has norms other than mamllit.backbones.BatchStatNorm; leave 'population' out"),
     ):
         method = PrototypicalNetworks(network, Classification())
         system = MetaLearner(method, eval_steps=0, report_step=0, batch_norm=["population"])

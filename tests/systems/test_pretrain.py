@@ -137,8 +137,8 @@ def test_a_run_of_the_command_line_resumes_exactly_and_starts_another(tmp_path: 
         assert (name in best and torch.equal(begun[name], best[name])) != name.startswith("method.backbone.head"), name
     said = capfd.readouterr().out
     assert "took 12 of the model's 14 tensors, method.backbone.convs.0.weight," in said
-    assert "left as they were: method.backbone.head.weight, method.backbone.head.bias" in said
-    assert "not used of the file: head.weight, head.bias" in said
+    assert "not loaded: method.backbone.head.weight, method.backbone.head.bias" in said
+    assert "not used from the file: head.weight, head.bias" in said
     origin = result(tmp_path / "maml" / "seed_0")["fit"]["started_from"]
     assert origin["name"] == str(whole / "checkpoints" / "best.ckpt")
     assert origin["steps_done"] in (3, 6)
@@ -157,7 +157,7 @@ def test_a_run_of_the_command_line_resumes_exactly_and_starts_another(tmp_path: 
     with pytest.raises(ValueError, match=r"the checkpoint features does not fit the model: backbone\.convs\.0\.weight is"):
         fit(tmp_path, "file_wide", MAML_ON_IT.replace("FILTERS", "9"), "--init_from", str(file))
 
-    with pytest.raises(ValueError, match=r"nothing of .*best\.ckpt fits: it has .*; begin with a run of the same backbone"):
+    with pytest.raises(ValueError, match=r"no tensor in .*best\.ckpt fits: it has .*; use a run with the same backbone"):
         fit(tmp_path, "wide", MAML_ON_IT.replace("FILTERS", "9"), "--init_from", str(whole))
 
 
@@ -167,17 +167,17 @@ def test_a_run_of_the_command_line_resumes_exactly_and_starts_another(tmp_path: 
 def test_of_a_run_the_best_checkpoint_is_meant_else_the_last(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(
-        FileNotFoundError, match=r"init_from is '.*', but there is no .*best\.ckpt and no .*last\.ckpt; give the"
+        FileNotFoundError, match=r"init_from is '.*', but there is no .*best\.ckpt and no .*last\.ckpt; give a run"
     ):
         StartFrom(str(tmp_path))
     for name in ("last", "best"):
         (tmp_path / "checkpoints" / f"{name}.ckpt").touch()
         assert find_in_run(str(tmp_path)) == tmp_path / "checkpoints" / f"{name}.ckpt"
     with pytest.raises(
-        FileNotFoundError, match=r"init_from is '.*none\.ckpt', but there is no .*none\.ckpt; give the directory"
+        FileNotFoundError, match=r"init_from is '.*none\.ckpt', but there is no .*none\.ckpt; give a run directory"
     ):
         StartFrom(str(tmp_path / "none.ckpt"))
-    with pytest.raises(FileNotFoundError, match=r"init_from is '.*seed_0', and there is no such run; train it first"):
+    with pytest.raises(FileNotFoundError, match=r"init_from is '.*seed_0', but there is no such run; train it first"):
         StartFrom(str(tmp_path / "seed_0"))
     assert find_in_run("maml_sine") is None
 
@@ -189,8 +189,8 @@ def test_what_fits_goes_by_name_and_shape() -> None:
         module, {"0.weight": torch.ones(3, 2), "1.weight": torch.ones(5, 3), "x": torch.ones(1)}, Path("a.ckpt")
     )
     assert said == (
-        "begins with a.ckpt: took 1 of the model's 4 tensors, 0.weight; left as they were: 0.bias, 1.weight, 1.bias; "
-        "not used of the file: 1.weight, x"
+        "starts from a.ckpt: loaded 1 of the model's 4 tensors, 0.weight; not loaded: 0.bias, 1.weight, 1.bias; "
+        "not used from the file: 1.weight, x"
     )
     after = module.state_dict()
     assert torch.equal(after["0.weight"], torch.ones(3, 2))
@@ -208,11 +208,11 @@ def test_what_fits_goes_by_name_and_shape() -> None:
         (lambda: PreTrainer(backbone(), 8, label_smoothing=1.0), "label_smoothing is 1.0; it must be in [0, 1)"),
         (
             lambda: PreTrainer(backbone(out_features=5), 8),
-            "the backbone has a head of 5 outputs; set out_features: null, for features",
+            "the backbone has a head of 5 outputs; set out_features: null to get features",
         ),
         (
             lambda: count_features(nn.Identity()),
-            "Identity does not say its in_channels and image_size; give it these attributes",
+            "Identity lacks in_channels and image_size; give it these attributes",
         ),
     ],
 )
@@ -226,7 +226,7 @@ def test_settings_out_of_bounds_are_refused(make_it: Any, message: str) -> None:
     [
         (
             ToyImages(plain=PlainBatches(16, rotated_classes=True)),
-            "classes is 8, but the meta-train split has 32: give the latter",
+            "classes is 8, but the meta-train split has 32: use that",
         ),
         (
             ToyImages(),
@@ -251,7 +251,7 @@ def test_a_loss_that_is_not_finite_stops_the_training() -> None:
     learner = make()
     with torch.no_grad():
         next(learner.head.parameters()).fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match=r"the loss is nan at step 1; take a smaller learning rate, or clip"):
+    with pytest.raises(FloatingPointError, match=r"the loss is nan at step 1; use a smaller learning rate, or clip"):
         make_trainer().fit(learner, ToyImages(plain=PLAIN))
 
 

@@ -73,9 +73,9 @@ def test_a_checkpoint_of_other_images_is_refused(tmp_path: Path) -> None:
     for how, problem in (
         (
             Preparation(28, 3),
-            "the weights of the checkpoint saw 28x28 pixels, 3 channels, and the data gives 28x28 pixels, 1 ch",
+            "the weights of the checkpoint were trained on 28x28 pixels, 3 channels, but the data has 28x28 pixels, 1 ch",
         ),
-        (Preparation(28, 1, mean=0.5), "saw images normalised by mean 0.5 and std 1"),
+        (Preparation(28, 1, mean=0.5), "were trained with mean 0.5 and std 1"),
     ):
         torch.save(saved | {"preparation": how.as_dict()}, tmp_path / "b.ckpt")
         with pytest.raises(ValueError, match=problem):
@@ -97,7 +97,7 @@ def test_a_module_whose_images_are_fixed_refuses_weights_of_the_other_ink(tmp_pa
     first = trainer(tmp_path, 1)
     first.fit(learner(), datamodule=Drawings())
     first.save_checkpoint(tmp_path / "a.ckpt")
-    with pytest.raises(ValueError, match="the weights of the checkpoint know white as 1, and Fixed gives ink as 1"):
+    with pytest.raises(ValueError, match="the weights of the checkpoint were trained with white = 1, but Fixed has ink = 1"):
         trainer(tmp_path, 2).test(learner(), datamodule=Fixed(), ckpt_path=tmp_path / "a.ckpt")
 
 

@@ -49,7 +49,7 @@ class Learn2Learn(Method):
         super().__init__()
         missing = [name for name in ("clone", "adapt") if not callable(getattr(algorithm, name, None))]
         if missing or not isinstance(algorithm, nn.Module):
-            lacks = f"has no {' and no '.join(missing)}" if missing else "is no nn.Module"
+            lacks = f"has no {' and no '.join(missing)}" if missing else "is not an nn.Module"
             raise TypeError(
                 f"the algorithm is a {type(algorithm).__name__}, which {lacks}; wrap the network first, "
                 "e.g. learn2learn.algorithms.MAML(network, lr=0.1)"
@@ -73,7 +73,7 @@ class Learn2Learn(Method):
 
     def trajectory(self, support: Examples, steps: int) -> list[Params]:
         if steps < 0:
-            raise ValueError(f"steps is {steps}; the inner loop needs a number of steps >= 0")
+            raise ValueError(f"steps is {steps}; it must be >= 0")
         outside = torch.is_grad_enabled()  # evaluation runs under no_grad; adapting needs gradients all the same
         with torch.enable_grad():
             learner = cast("nn.Module", self._cloned())

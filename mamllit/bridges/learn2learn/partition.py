@@ -22,8 +22,8 @@ def partition(x: Tensor, y: Tensor, ways: int, per_class: int, split: str) -> tu
             f" to {int(counts.max())}" if counts.unique().numel() > 1 else ""
         )
         raise ValueError(
-            f"a task of the {split} task set has {found} examples; ways, shots and queries ask for {ways} classes of "
-            f"{per_class} (shots + queries). Make them fit: a task set is made with NWays(n=ways) and KShots(k=shots + queries)"
+            f"a task of the {split} task set has {found} examples, but ways, shots and queries need {ways} classes of "
+            f"{per_class} (shots + queries). Make them agree: build the tasks with NWays(n=ways) and KShots(k=shots + queries)"
         )
     order = torch.argsort(label, stable=True)
     return x[order].contiguous(), label[order]

@@ -106,7 +106,7 @@ class TasksetDataModule(EpisodicDataModule):
         if self.check_overlap and (common := self._overlap(made)):
             log.warning(
                 f"meta-training and meta-test share images: {common} of those in 100 tasks of each are the same. The test then "
-                "does not tell how well new classes are learned (learn2learn 0.2.0's omniglot benchmark is made so)"
+                "does not measure how well new classes are learned (learn2learn 0.2.0's omniglot benchmark is built like this)"
             )
 
     def _make(self) -> Any:
@@ -127,7 +127,7 @@ class TasksetDataModule(EpisodicDataModule):
                 tasks = self._taskset(split).num_tasks
                 if 0 <= tasks < evaluation.episodes:
                     raise ValueError(
-                        f"the {split} task set has {tasks} tasks, fewer than the {evaluation.episodes} episodes asked for; "
+                        f"the {split} task set has {tasks} tasks, fewer than the {evaluation.episodes} evaluation episodes; "
                         f"set {'val' if split == 'val' else 'test'}_episodes to at most that, or num_tasks to -1"
                     )
 

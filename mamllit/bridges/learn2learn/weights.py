@@ -41,7 +41,7 @@ def from_learn2learn(network: nn.Module) -> nn.Module:
     stride = isinstance(network, l2l.vision.models.OmniglotCNN)
     if not stride and not isinstance(network, l2l.vision.models.MiniImagenetCNN):
         raise TypeError(
-            f"the network is a {type(network).__name__}; weights go over from learn2learn's "
+            f"the network is a {type(network).__name__}; weights can be converted only from learn2learn's "
             "OmniglotCNN and MiniImagenetCNN (CNN4)"
         )
     theirs: Any = network
@@ -50,7 +50,7 @@ def from_learn2learn(network: nn.Module) -> nn.Module:
         raise ValueError(
             f"the {type(network).__name__} has {len(blocks)} layers"
             f"{'' if stride or isinstance(blocks[0].max_pool, nn.MaxPool2d) else ' without max-pooling'}; Conv4 has four, "
-            "with max-pooling where it is not the Omniglot network"
+            "with max-pooling except in the Omniglot network"
         )
     head = theirs.classifier
     filters, channels = blocks[0].conv.weight.shape[:2]
@@ -81,7 +81,7 @@ def to_learn2learn(network: nn.Module) -> nn.Module:
     if isinstance(network, HalfTurn):
         return _unturned(to_learn2learn(network.network))
     if not isinstance(network, Conv4):
-        raise TypeError(f"the network is a {type(network).__name__}; weights go over to learn2learn from a Conv4")
+        raise TypeError(f"the network is a {type(network).__name__}; weights can be converted to learn2learn only from a Conv4")
     ours: Any = network
     stride, head = network.downsample == "stride", network.head
     if head is None:
@@ -89,7 +89,7 @@ def to_learn2learn(network: nn.Module) -> nn.Module:
     filters = ours.convs[0].weight.shape[0]
     if stride and (network.in_channels, network.image_size) != (1, 28):
         raise ValueError(
-            f"the Conv4 with strides takes images of {network.in_channels} x {network.image_size} x {network.image_size}; "
+            f"the strided Conv4 takes images of {network.in_channels} x {network.image_size} x {network.image_size}; "
             "learn2learn's OmniglotCNN takes 1 x 28 x 28"
         )
     made: Any

@@ -57,7 +57,7 @@ class CurveDataModule(EpisodicDataModule):
         if not test_shots or min(test_shots) < 1:
             raise ValueError(f"test_shots is {list(test_shots)}; it needs at least one number of shots >= 1")
         if training_tasks is not None and training_tasks < 1:
-            raise ValueError(f"training_tasks is {training_tasks}; it must be >= 1, or null for endless ones")
+            raise ValueError(f"training_tasks is {training_tasks}; it must be >= 1, or null for an endless stream")
         self._test_shots, self.noisy_queries, self.training_tasks = tuple(test_shots), noisy_queries, training_tasks
 
     @abstractmethod

@@ -31,7 +31,7 @@ def read_bytes(path: str | Path, limit: int) -> bytes:
     """
     with open_file(path) as file:
         if (size := os.fstat(file.fileno()).st_size) > limit:
-            raise ValueError(f"has {size:,} bytes, more than the {limit:,} that are read; make it smaller")
+            raise ValueError(f"has {size:,} bytes, more than the limit of {limit:,}; make it smaller")
         return file.read(limit)
 
 
@@ -49,7 +49,7 @@ def read_text(path: str | Path, limit: int = TABLE) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ValueError(
-            f"is not in UTF-8 (line {line}: {data[error.start : error.start + 8]!r}); save it again with the encoding UTF-8"
+            f"is not UTF-8 (line {line}: {data[error.start : error.start + 8]!r}); save it again in UTF-8"
         ) from error
 
 

@@ -133,7 +133,7 @@ def _read(folder: Path, fingerprint: str | None) -> dict[str, ClassPool] | None:
     pools = {}
     for key, entry in meta["pools"].items():
         if os.path.basename(key) != key:
-            raise ValueError(f"a pool is named {key[:60]!r}, outside of the cache")
+            raise ValueError(f"a pool is named {key[:60]!r}, which is outside the cache")
         with open_file(folder / f"{key}.npy") as file:  # opened once, lest another process comes between check and use
             size = os.fstat(file.fileno()).st_size
             if size != entry["bytes"]:
@@ -146,7 +146,7 @@ def _read(folder: Path, fingerprint: str | None) -> dict[str, ClassPool] | None:
             if list(shape) != entry["shape"]:
                 raise ValueError(f"{key}.npy has shape {list(shape)}, expected {entry['shape']}")
             if dtype != np.uint8 or fortran:
-                raise ValueError(f"{key}.npy holds {dtype}{' by columns' * fortran}, expected uint8 by rows")
+                raise ValueError(f"{key}.npy holds {dtype}{' in column order' * fortran}, expected uint8 in row order")
             array = np.memmap(file, dtype, "c", file.tell(), shape)
         pools[key] = ClassPool(torch.from_numpy(array), np.array(entry["offsets"], np.int64), tuple(entry["names"]))
     return pools

@@ -45,8 +45,8 @@ def fetch(url: str, path: str | Path, md5: str | None, *, timeout: float = 30.0,
     if path.exists():
         if md5 is not None and (found := md5_of(path)) != md5:
             raise RuntimeError(
-                f"{path} is there but is not the file of {url}: its md5 is {found}, expected {md5}. "
-                "Delete it to download it anew."
+                f"{path} exists but is not the file from {url}: its md5 is {found}, expected {md5}. "
+                "Delete it to download it again."
             )
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,8 +61,8 @@ def fetch(url: str, path: str | Path, md5: str | None, *, timeout: float = 30.0,
         size = part.stat().st_size
         part.unlink()
         raise RuntimeError(
-            f"{url} sent a file with the wrong checksum: {size} bytes with md5 {found}, expected {expected}. It was thrown "
-            f"away. Try again; if it happens twice, the file at that address has changed. {by_hand}"
+            f"{url} sent a file with the wrong checksum: {size} bytes with md5 {found}, expected {expected}. It was "
+            f"deleted. Try again; if it happens twice, the file at that address has changed. {by_hand}"
         )
     if md5 is None:
         durable.write(_record(path), f"{found}  {path.name}\n")  # as md5sum writes it
@@ -81,8 +81,8 @@ def check_recorded(path: str | Path) -> None:
         recorded, found = _record(path).read_text(encoding="utf-8").split(" ")[0], md5_of(path)
         if found != recorded:
             raise ValueError(
-                f"{path} has changed since it was downloaded: its md5 is {found}, then it was {recorded}. Delete it to "
-                f"download it anew, or delete {_record(path)} if the file is meant"
+                f"{path} has changed since it was downloaded: its md5 is {found} and was {recorded}. Delete it to "
+                f"download it again, or delete {_record(path)} if the change is intended"
             )
 
 
@@ -131,7 +131,7 @@ def _download(url: str, part: Path, timeout: float, progress: bool, by_hand: str
         resumed = have > 0 and response.status == 206
         if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             raise RuntimeError(
-                f"cannot resume {url}: asked for the bytes from {have} on, the server sent "
+                f"cannot resume {url}: asked for the bytes from {have} on, but the server sent "
                 f"{response.headers.get('Content-Range')!r}. Delete {part} and try again. {by_hand}"
             )
         announced = None if resumed else _announced(response.headers)  # with a range it may be that of the range
@@ -163,7 +163,7 @@ def _download(url: str, part: Path, timeout: float, progress: bool, by_hand: str
                 bar.update(len(chunk))
     if broken is not None or (total is not None and received < total):
         raise RuntimeError(
-            f"the download of {url} broke off after {received} of {total or 'an unknown number of'} bytes"
-            f"{f' ({broken})' if broken else ''}. Try again: it goes on from {part}. {by_hand}"
+            f"the download of {url} stopped after {received} of {total or 'an unknown number of'} bytes"
+            f"{f' ({broken})' if broken else ''}. Try again: it resumes from {part}. {by_hand}"
         ) from broken
     return resumed, announced

@@ -35,8 +35,8 @@ from mamllit.data.sources.source import (
 SUFFIXES = tuple(FORMATS)
 ADVICE = "Replace or remove them and start again."
 WAY_OUT = (
-    "With less, train nothing: `mamllit adapt --features timm:tf_efficientnet_lite0 --support DIR --query DIR` takes two "
-    "classes or more of one image or more."
+    "With less, do not train: `mamllit adapt --features timm:tf_efficientnet_lite0 --support DIR --query DIR` needs two "
+    "or more classes of one or more images."
 )
 Names = Sequence[str | int | float] | str | Path  # names of classes, or a text file with one a line
 
@@ -76,14 +76,14 @@ def load_image_folder(
     split_already = all((root / split).is_dir() for split in SPLITS)
     if split_already and lists is not None:
         raise ValueError(
-            f"{root} has the folders train/, val/ and test/ already; leave out the lists of classes, or rename them"
+            f"{root} already has the folders train/, val/ and test/; leave out the lists of classes, or rename the folders"
         )
     files = {s: classes_below(root / s, SUFFIXES) for s in SPLITS} if split_already else {"all": classes_below(root, SUFFIXES)}
     homes = [(root if split == "all" else root / split) / name for split, classes in files.items() for name in classes]
     if others := others_in(chain(*map(folders_below, homes)), SUFFIXES):
-        say_once(f"{root}: left out, since only {', '.join(SUFFIXES)} are read: {others}")
+        say_once(f"{root}: skipped, since only {', '.join(SUFFIXES)} are read: {others}")
     if problems := _problems(root, files):
-        raise ValueError(report(f"the images in {root}", problems, "Every class needs a folder of its own, with images in it."))
+        raise ValueError(report(f"the images in {root}", problems, "Every class needs its own folder with images in it."))
     if deeper := [
         file.path
         for classes in files.values()
@@ -91,11 +91,11 @@ def load_image_folder(
         for file in found
         if _deep(root, file, split_already)
     ]:
-        say_once(f"{root}: {len(deeper)} images in folders below their class's folder are of that class, as {deeper[0]}")
+        say_once(f"{root}: {len(deeper)} images in sub-folders of a class folder count as that class, e.g. {deeper[0]}")
     parts = {} if split_already else _parts([*files["all"]], split_ratios, split_seed, lists)
     source = _source(root, files, image_size, channels)
     cache = Path(cache_dir or root / ".mamllit-cache").expanduser() / f"images-{image_size}x{channels}"
-    pools = load_pools(source, cache, "make room there or make it writable, or set `cache_dir` to another folder")
+    pools = load_pools(source, cache, "free some space, make it writable, or set `cache_dir` to another folder")
     if not split_already:
         pools = {split: pools["all"].select(names) for split, names in parts.items()}
     counts = ", ".join(f"{pool.num_classes} {split}" for split, pool in pools.items())
@@ -113,7 +113,7 @@ def split_by_ratio(names: Sequence[str], ratios: Sequence[float], seed: int) -> 
         ValueError: if the ratios are not three positive numbers with sum 1, or there are fewer than three classes.
     """
     if len(ratios) != 3 or min(ratios) <= 0 or abs(sum(ratios) - 1) > 1e-3:
-        raise ValueError(f"split_ratios is {list(ratios)}; it needs three numbers > 0, of train, val and test, with sum 1")
+        raise ValueError(f"split_ratios is {list(ratios)}; it needs three numbers > 0, for train, val and test, that sum to 1")
     if len(names) < 3:
         raise ValueError(f"there are {len(names)} classes; train, val and test need at least one each. {WAY_OUT}")
     order = sorted(names, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
@@ -134,19 +134,19 @@ def refuse_small(pools: Mapping[str, ClassPool], ways: int, images: Mapping[str,
     problems = []
     for split, pool in pools.items():
         if pool.num_classes < ways:
-            problems.append(f"{split} has {pool.num_classes} classes, an episode takes {ways} (ways)")
+            problems.append(f"{split} has {pool.num_classes} classes, but an episode needs {ways} (ways)")
         need, why = images[split]
         small = [f"{name} ({count})" for name, count in zip(pool.names, pool.counts, strict=True) if count < need]
         if small:
             problems.append(
-                f"{split} has classes with fewer images than the {need} that an episode takes ({why}): {some(small)}"
+                f"{split} has classes with fewer images than the {need} that an episode needs ({why}): {some(small)}"
             )
     if problems:
         total = sum(pool.num_classes for pool in pools.values())
         most = max(need for need, _ in images.values())
         advice = (
-            f"To train on your own set have {6 * ways} classes or more ({3 * ways} at the very least, {ways} for each of "
-            f"train, val and test) with {most} images each, or ask for fewer ways, shots or queries (standard_queries, or "
+            f"To train on your own images, use {6 * ways} classes or more ({3 * ways} at the very least, {ways} for each of "
+            f"train, val and test) with {most} images each, or fewer ways, shots or queries (standard_queries, or "
             f"protocols, for the test). {WAY_OUT}"
         )
         if total >= 3 * ways and any(pool.num_classes < ways for pool in pools.values()):
@@ -155,7 +155,7 @@ def refuse_small(pools: Mapping[str, ClassPool], ways: int, images: Mapping[str,
                 f" {total} classes are enough for {ways} ways in every split with split_ratios "
                 f"[{1 - 2 * share:.3f}, {share:.3f}, {share:.3f}]."
             )
-        raise ValueError(report("too little for the episodes asked for", problems, advice))
+        raise ValueError(report("too few classes or images for these episodes", problems, advice))
 
 
 def _problems(root: Path, files: Mapping[str, Mapping[str, Sequence[File]]]) -> list[str]:
@@ -163,15 +163,15 @@ def _problems(root: Path, files: Mapping[str, Mapping[str, Sequence[File]]]) -> 
     problems = []
     for split, classes in files.items():
         folder = root if split == "all" else root / split
-        problems += [] if classes else [f"{folder} holds no class folders"]
+        problems += [] if classes else [f"{folder} has no class folders"]
         for name, found in classes.items():
             homes.setdefault(name, []).append(split)
             if split == "all" and name in SPLITS and not any(Path(file.path).parent.name == name for file in found):
-                problems.append(f"the class folder {folder / name} holds folders; are train, val and test all there?")
+                problems.append(f"the class folder {folder / name} contains folders; do train, val and test all exist?")
             elif not found:
-                problems.append(f"the class folder {folder / name} holds no images ({', '.join(SUFFIXES)})")
+                problems.append(f"the class folder {folder / name} has no images ({', '.join(SUFFIXES)})")
     return problems + [
-        f"class {name} is in {' and '.join(s)}: a class may be in one only" for name, s in homes.items() if s[1:]
+        f"class {name} is in {' and '.join(s)}: a class may be in only one" for name, s in homes.items() if s[1:]
     ]
 
 
@@ -200,14 +200,14 @@ def _parts(names: Sequence[str], ratios: Sequence[float], seed: int, lists: Mapp
                 problems.append(f"{name!r} of the {split} list has no folder{hint}")
             elif len(alike) > 1 and name not in alike:
                 problems.append(
-                    f"{name!r} of the {split} list has {len(alike)} folders, whose names only look the same: rename one"
+                    f"{name!r} of the {split} list has {len(alike)} folders whose names only look the same: rename one"
                 )
             folder = alike[0] if len(alike) == 1 else str(name)
             parts[split].append(folder)
             homes.setdefault(folder, []).append(split)
     problems += [f"{name!r} is named twice, in the lists {' and '.join(s)}" for name, s in homes.items() if len(s) > 1]
     if problems:
-        raise ValueError(report("the lists of classes", problems, "A list has names of folders, each in one list only."))
+        raise ValueError(report("the lists of classes", problems, "List the names of folders, each in one list only."))
     if rest := sorted(set(names) - set(homes)):
         say_once(f"{len(rest)} classes are in none of the lists and are left out: {some(rest)}")
     return {split: sorted(listed) for split, listed in parts.items()}
@@ -216,7 +216,7 @@ def _parts(names: Sequence[str], ratios: Sequence[float], seed: int, lists: Mapp
 def _hint(name: str | float, names: Sequence[str]) -> str:
     """What may be meant by a name that no folder has."""
     if not isinstance(name, str):
-        quoted = "; YAML takes what looks like a number or a truth value for one: write the name in quotes"
+        quoted = "; YAML reads a name that looks like a number or a boolean as one: put it in quotes"
         words = _WORDS[name] if isinstance(name, bool) else ()
         same = [folder for folder in names if folder.lstrip("0") == str(name) or folder.lower() in words]
         return f"{quoted}, as in {same[0]!r}" if same else quoted
@@ -237,7 +237,7 @@ def _names_in(listed: Names) -> list[str | int | float]:
         raise ValueError(f"the list of classes {path} {error}") from error
     except OSError as error:
         raise FileNotFoundError(
-            f"cannot read the list of classes {listed} ({error.strerror or error}); it has one name a line"
+            f"cannot read the list of classes {listed} ({error.strerror or error}); it must have one name per line"
         ) from error
     return [line.strip() for line in text.splitlines() if line.strip()]
 

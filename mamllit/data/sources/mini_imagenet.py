@@ -25,7 +25,7 @@ from mamllit.data.sources.prepare import load_pools, say_once
 from mamllit.data.sources.source import Classes, File, Item, Source, classes_in, files_in, fingerprint, report, some, stamped
 
 SUFFIXES = tuple(FORMATS)
-RESTORE = "Put whole ones in their place and start again."
+RESTORE = "Replace them with intact ones and start again."
 
 
 def load_mini_imagenet(
@@ -57,14 +57,14 @@ def load_mini_imagenet(
     cache = Path(cache_dir or root / ".mamllit-cache").expanduser() / f"mini-imagenet-{image_size}"
     source = _find(root, image_size)
     if source is None and (pools := load_cache(cache, None)) is not None:
-        say_once(f"mini-ImageNet: the cache {cache} alone, its source is gone")
+        say_once(f"mini-ImageNet: only the cache {cache}, its source is gone")
         return pools
     if source is None and download:
         download_pickles(root)
         source = _find(root, image_size)
     if source is None:
         raise FileNotFoundError(_nothing_found(root, cache))
-    pools = load_pools(source, cache, "make room there or make it writable, or set `cache_dir` to another folder")
+    pools = load_pools(source, cache, "free some space, make it writable, or set `cache_dir` to another folder")
     odd = [
         f"{split} has {pool.num_classes} classes of {pool.counts.min()} to {pool.counts.max()} images, expected "
         f"{CLASSES[split]} of {IMAGES}"
@@ -72,7 +72,7 @@ def load_mini_imagenet(
         if pool.num_classes != CLASSES[split] or (pool.counts != IMAGES).any()
     ]
     if odd:
-        warnings.warn(f"{source.name} is not the whole set, results cannot be compared: {'; '.join(odd)}", stacklevel=2)
+        warnings.warn(f"{source.name} is not the complete set, results are not comparable: {'; '.join(odd)}", stacklevel=2)
     return pools
 
 
@@ -116,10 +116,10 @@ def _read_csv(path: Path) -> tuple[list[tuple[str, str]], list[str]]:
         return [], [f"{path.name}, line {reader.line_num + 1}: {error}"]
     problems = [f"{path.name}, line {i + 2}: filename or label is missing" for i, row in enumerate(rows) if not all(row)]
     outside = [name[:60] for name, _ in rows if name and not _inside(name)]
-    problems += [f"{path.name} names files outside of images/: {some(outside, 3)}"] if outside else []
+    problems += [f"{path.name} lists files outside images/: {some(outside, 3)}"] if outside else []
     twice = [name[:60] for name, count in Counter(name for name, _ in rows).items() if count > 1]
-    problems += [f"{path.name} names images twice, {len(twice)} of them: {some(twice, 3)}"] if twice else []
-    problems += [] if rows else [f"{path.name} names no images"]
+    problems += [f"{path.name} lists images twice, {len(twice)} of them: {some(twice, 3)}"] if twice else []
+    problems += [] if rows else [f"{path.name} lists no images"]
     return ([] if problems else rows), problems
 
 

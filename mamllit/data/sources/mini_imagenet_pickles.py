@@ -54,7 +54,7 @@ def pickle_form(root: Path, size: int) -> Source | None:
         shape=(3, size, size),
         images=sum(CLASSES.values()) * IMAGES,
         pools=pools,
-        advice="Delete the damaged file and set `download: true`, or put a whole one there.",
+        advice="Delete the damaged file and set `download: true`, or put an intact one there.",
     )
 
 
@@ -79,7 +79,7 @@ def _in_pickle(path: Path, split: str, size: int) -> Classes:
     positions = {str(label): np.asarray(listed) for label, listed in sorted(classes.items(), key=lambda pair: str(pair[0]))}
     flat = np.concatenate([np.ravel(listed) for listed in positions.values()]) if positions else np.zeros(0, np.int64)
     if flat.dtype.kind not in "iu" or sorted(flat.tolist()) != list(range(len(images))):
-        raise ValueError(f"{path}: class_dict does not name each of the {len(images)} images once")
+        raise ValueError(f"{path}: class_dict does not list each of the {len(images)} images exactly once")
     if len(positions) != CLASSES[split] or any(len(listed) != IMAGES for listed in positions.values()):
         raise ValueError(
             f"{path} has {len(images)} images in {len(positions)} classes, expected {CLASSES[split]} classes of {IMAGES}"

@@ -185,7 +185,7 @@ def _in_zip(archive: zipfile.ZipFile) -> list[Drawing]:
 def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
     """A member of a zip; what it says of its size is checked before, and holds: zipfile unpacks no more."""
     if member.file_size > PNG:
-        raise ValueError(f"unpacks to {member.file_size:,} bytes; a drawing has {PNG:,} at most")
+        raise ValueError(f"unpacks to {member.file_size:,} bytes; a drawing has at most {PNG:,}")
     return archive.read(member)
 
 
@@ -202,7 +202,7 @@ def _list(
                 found += _in_zip(zipfile.ZipFile(source))  # closed when the last of its drawings is let go
             except (zipfile.BadZipFile, OSError) as error:
                 length = source.stat().st_size
-                problems.append(f"{source} ({length} bytes) is not a whole zip file, perhaps cut short ({error})")
+                problems.append(f"{source} ({length} bytes) is not a complete zip file, perhaps truncated ({error})")
     if problems:
         raise ValueError(report("Omniglot", problems, RESTORE))
     found.sort(key=lambda drawing: drawing[:2])

@@ -103,13 +103,13 @@ def _lacking(data: bytes) -> str:
     """What reads a file of an `OPTIONAL` format that cannot be read here, in words; else empty."""
     brand = data[8:12].decode("latin-1") if data[4:8] == b"ftyp" else ""
     found = [(form, how) for form, (brands, how) in OPTIONAL.items() if brand in brands and form not in _readable()]
-    return "".join(f"is of the format {form}, which this Pillow cannot read; {how} brings it" for form, how in found)
+    return "".join(f"is in the format {form}, which this Pillow cannot read; {how} adds it" for form, how in found)
 
 
 @contextmanager
 def opened(data: bytes) -> Iterator[Image.Image]:
     """An image file of one of the `FORMATS`, its size checked, its pixels not yet decoded."""
-    too_large = f"it has more than the {MOST:,} pixels that are decoded; make it smaller: a few hundred on a side are enough"
+    too_large = f"it has more than {MOST:,} pixels, the limit; make it smaller: a few hundred per side are enough"
     try:
         with _quiet():
             image = Image.open(BytesIO(data), formats=_readable())

@@ -40,7 +40,7 @@ class Sink(Protocol):
     def write(self, key: str, row: int, images: NDArray[np.uint8]) -> None: ...
 
 
-def load_pools(source: Source, folder: Path, how: str = "make room there or make it writable") -> dict[str, ClassPool]:
+def load_pools(source: Source, folder: Path, how: str = "free some space or make it writable") -> dict[str, ClassPool]:
     """The pools of `source`, as memory maps of the cache in `folder`, which is written where it is not there yet.
 
     Args:
@@ -72,10 +72,10 @@ def load_pools(source: Source, folder: Path, how: str = "make room there or make
         problem = f"{source.name}: cannot write the cache {folder} ({error})"
         if need > IN_MEMORY:
             raise OSError(
-                f"{problem}, and {need / 2**20:,.0f} MiB of images are too many to be kept in memory instead: {how}"
+                f"{problem}, and {need / 2**20:,.0f} MiB of images are too much to keep in memory instead: {how}"
             ) from error
         warnings.warn(
-            f"{problem}; the images are kept in memory only, and decoded again in every run. To change that, {how}",
+            f"{problem}; the images are kept in memory only and decoded again in every run. To avoid that, {how}",
             stacklevel=3,
         )
     memory = _Memory()
@@ -115,7 +115,7 @@ def _one_at_a_time(folder: Path) -> Iterator[bool]:
         try:
             locks = lock(file)
         except BlockingIOError:
-            say_once(f"waiting for another process that prepares {folder}")
+            say_once(f"waiting for another process to prepare {folder}")
             waited = locks = lock(file, wait=True)
         if not locks:  # a file system without them: several may work at once, and the first to end wins
             yield False

@@ -103,7 +103,7 @@ def others_in(folders: Iterable[str | Path], suffixes: Sequence[str]) -> str:
         with os.scandir(folder) as entries:
             names = [e.name.lower() for e in entries if not unseen(e.name) and e.is_file()]
         others = [name for name in names if not name.endswith(tuple(suffixes))]
-        counts.update(os.path.splitext(name)[1] or "without an ending" for name in others)
+        counts.update(os.path.splitext(name)[1] or "without an extension" for name in others)
     return some([f"{count} {ending}" for ending, count in counts.most_common()])
 
 

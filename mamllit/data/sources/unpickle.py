@@ -48,9 +48,9 @@ def read_pickle(path: str | Path) -> Any:
         except OSError:
             raise
         except MemoryError as error:
-            raise ValueError(f"{path} holds more than fits into memory, or is damaged") from error
+            raise ValueError(f"{path} does not fit into memory, or is damaged") from error
         except Exception as error:  # a spoilt pickle can raise nearly anything
-            raise ValueError(f"{path} is not a whole pickle ({type(error).__name__}: {error})") from error
+            raise ValueError(f"{path} is not a complete pickle ({type(error).__name__}: {error})") from error
 
 
 class _Refused(Exception):
@@ -126,7 +126,7 @@ class _Machine:
         elif name == "REDUCE":
             function, arguments = self._popped(2)
             if not any(function is known for known in self.functions.values()):
-                raise _Refused("calls what is no function")
+                raise _Refused("calls something that is not a function")
             push(function(*_expected(arguments, tuple)))
         elif name == "BUILD":
             value, state = self._popped(2)
@@ -134,12 +134,12 @@ class _Machine:
             pending.made = pending.build(*_expected(state, tuple))
             push(pending.made)
         else:
-            raise _Refused(f"has a step {name}, which an archive of images has no need of; nothing was run")
+            raise _Refused(f"has a step {name}, which an archive of images does not need; nothing was run")
 
     def _popped(self, count: int) -> list[Any]:
         values = self.stack[-count:]
         if len(values) < count or any(value is MARK for value in values):
-            raise ValueError("a step finds too little to work on")
+            raise ValueError("a step finds too few values on the stack")
         del self.stack[-count:]
         return values
 
@@ -149,7 +149,7 @@ class _Machine:
         while self.stack[start] is not MARK:
             start -= 1
             if start < 0:
-                raise ValueError("a step finds no mark")
+                raise ValueError("a step finds no mark on the stack")
         values = self.stack[start + 1 :]
         del self.stack[start:]
         return values
@@ -164,7 +164,7 @@ class _Machine:
         found = self.functions.get(f"{short}.{name}")
         if found is None:
             raise _Refused(
-                f"asks for {module}.{name}, which an archive of images has no need of and which could run code; nothing was "
+                f"asks for {module}.{name}, which an archive of images does not need and which could run code; nothing was "
                 "run. Use a pickle from a source that you trust, or images in folders"
             )
         return cast("Callable[..., Any]", found)
@@ -180,11 +180,11 @@ class _Machine:
     def _encode(self, text: Any, encoding: Any) -> bytes:
         """How Python 3 writes bytes in the format of Python 2; all together are no longer than the file."""
         if _expected(encoding, str) not in ("latin1", "latin-1"):
-            raise _Refused(f"asks for the encoding {encoding!r}; only 'latin1' is read")
+            raise _Refused(f"asks for the encoding {encoding!r}; only 'latin1' is supported")
         data = _expected(text, str).encode("latin1")
         self.encoded -= len(data)
         if self.encoded < 0:
-            raise _Refused(f"makes more than the {self.size:,} bytes that it has")
+            raise _Refused(f"creates more than the {self.size:,} bytes that it has")
         return data
 
 
@@ -197,7 +197,7 @@ def _expected(value: Any, kind: type) -> Any:
 def _filled(target: dict, pairs: list[Any]) -> dict:
     for key, value in zip(pairs[::2], pairs[1::2], strict=True):
         if not (isinstance(key, str | bytes) or (isinstance(key, int) and abs(key) < 2**31)):
-            raise _Refused(f"names an entry by a {type(key).__name__}; names are texts or numbers")
+            raise _Refused(f"has a key that is a {type(key).__name__}; keys must be strings or integers")
         target[key] = value
     return target
 
@@ -207,7 +207,7 @@ def _ordered_dict(pairs: Any = ()) -> dict:
 
 
 def _not_called(*arguments: Any) -> None:
-    raise _Refused("makes an array by numpy.ndarray, which an archive of images has no need of")
+    raise _Refused("makes an array with numpy.ndarray, which an archive of images does not need")
 
 
 def _dtype(name: Any, *flags: Any) -> _Pending:
@@ -218,7 +218,7 @@ def _dtype(name: Any, *flags: Any) -> _Pending:
     def build(version: Any, order: Any, *rest: Any) -> np.dtype:
         # what numpy itself writes for numbers; another state would make another type of it
         if order not in ("|", "<", ">", "=") or rest not in ((None, None, None, -1, -1, 0), (None, None, None, -1, -1)):
-            raise _Refused(f"changes the data type {name} into another, which no array of numbers does")
+            raise _Refused(f"changes the data type {name} into another, which an array of numbers never does")
         return np.dtype(name) if order == "|" else np.dtype(name).newbyteorder(order)
 
     return _Pending(build)
@@ -228,15 +228,13 @@ def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any, axes: Any = None
     """An array of bytes that are there: whatever the shape says, no more is made."""
     kind, sizes = _expected(dtype, np.dtype), (shape,) if isinstance(shape, int) else _expected(shape, tuple)
     if not isinstance(data, bytes | bytearray):
-        raise ValueError(f"a {type(data).__name__} stands where the bytes of an array have to")
+        raise ValueError(f"expected the bytes of an array, found a {type(data).__name__}")
     if not all(isinstance(size, int) for size in sizes):  # before they are written out: a tuple of tuples may be endless
-        raise ValueError("the shape of an array is not made of whole numbers")
+        raise ValueError("the shape of an array is not made of integers")
     if len(sizes) > DIMENSIONS or not all(0 <= size < 2**40 for size in sizes):
-        raise _Refused(
-            f"holds an array of the shape {str(sizes)[:60]}; it may have {DIMENSIONS} dimensions, each from 0 to 2**40"
-        )
+        raise _Refused(f"holds an array of shape {str(sizes)[:60]}; it may have {DIMENSIONS} dimensions, each from 0 to 2**40")
     if prod(sizes) * kind.itemsize != len(data):
-        raise _Refused(f"holds an array of the shape {list(sizes)} of {kind}, for which {len(data):,} bytes are there")
+        raise _Refused(f"holds an array of shape {list(sizes)} of {kind}, but {len(data):,} bytes for it")
     array = np.frombuffer(data, kind)
     if order == "K":  # numpy >= 2.3: the axes are stored in the order that they have in memory
         return array.reshape(sizes).transpose(_expected(axes, tuple))

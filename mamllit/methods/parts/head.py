@@ -50,7 +50,7 @@ class Head(nn.Module):
         network, size = type(backbone).__name__, getattr(backbone, "feature_size", None)
         if getattr(backbone, "head", None) is not None:
             raise ValueError(
-                f"head is {start!r}, but {network} has a last layer of its own; set out_features: null, or use head: learned"
+                f"head is {start!r}, but {network} has its own last layer; set out_features: null, or use head: learned"
             )
         if not isinstance(size, int):
             raise ValueError(

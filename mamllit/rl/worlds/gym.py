@@ -53,7 +53,7 @@ class GymWorld(World):
         spaces = {"observation_space": first.observation_space, "action_space": first.action_space}
         for name, space in spaces.items():
             if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
-                raise ValueError(f"the {name} is {space}; it must be a Box of one dimension (FlattenObservation makes one)")
+                raise ValueError(f"the {name} is {space}; it must be a one-dimensional Box (FlattenObservation makes one)")
         box = spaces["action_space"]
         if not box.is_bounded():  # type: ignore[attr-defined]
             raise ValueError(f"the action_space is {box}; it must have bounds, to which actions in [-1, 1] are scaled")

@@ -233,7 +233,7 @@ def test_wrong_arguments_are_refused(wrong: dict, message: str) -> None:
 
 def test_a_negative_number_of_steps_is_refused(image_episodes: Callable[..., Episode]) -> None:
     method = bridge.Learn2Learn(bridge.maml(network(), ALPHA), Classification(), 1)
-    with pytest.raises(ValueError, match=r"steps is -1; the inner loop needs a number of steps >= 0"):
+    with pytest.raises(ValueError, match=r"steps is -1; it must be >= 0"):
         method.trajectory(one(image_episodes(1), 0).support, -1)
 
 

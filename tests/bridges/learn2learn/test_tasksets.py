@@ -92,7 +92,7 @@ def test_a_test_goes_through_a_fixed_number_of_tasks_in_order() -> None:
     data.setup("test")
     x = batch(data, "test", 0, 5).episodes.support.x
     assert len(x.flatten(1).unique(dim=0)) == 5
-    with pytest.raises(ValueError, match=r"the test task set has 4 tasks, fewer than the 5 episodes asked for; set test_epi"):
+    with pytest.raises(ValueError, match=r"the test task set has 4 tasks, fewer than the 5 evaluation episodes; set test_epi"):
         module(tasksets(4), test_episodes=5).setup("test")
 
 

@@ -76,7 +76,11 @@ def test_it_takes_a_network_that_was_trained_as_a_method() -> None:
 @pytest.mark.parametrize(
     ("net", "kind", "message"),
     [
-        (lambda: l2l.vision.models.OmniglotFC(784, 5), TypeError, r"the network is a OmniglotFC; weights go over from learn2"),
+        (
+            lambda: l2l.vision.models.OmniglotFC(784, 5),
+            TypeError,
+            r"the network is a OmniglotFC; weights can be converted only from learn2",
+        ),
         (lambda: l2l.vision.models.OmniglotCNN(5, layers=3), ValueError, r"the OmniglotCNN has 3 layers; Conv4 has four"),
         (
             lambda: l2l.vision.models.CNN4(5, max_pool=False),
@@ -93,7 +97,7 @@ def test_what_cannot_come_over_is_refused(net, kind: type[Exception], message: s
 @pytest.mark.parametrize(
     ("net", "kind", "message"),
     [
-        (lambda: MLP(1, [4], 1), TypeError, r"the network is a MLP; weights go over to learn2learn from a Conv4"),
+        (lambda: MLP(1, [4], 1), TypeError, r"the network is a MLP; weights can be converted to learn2learn only from a Conv4"),
         (lambda: Conv4(1, 4, None, 28, "stride"), ValueError, r"the Conv4 has no head \(out_features is None\)"),
         (lambda: Conv4(3, 4, 5, 84, "stride"), ValueError, r"images of 3 x 84 x 84; learn2learn's OmniglotCNN takes 1 x 28"),
     ],

@@ -103,7 +103,11 @@ def test_evaluation_sets() -> None:
     [
         (SineLineDataModule, {"noise_std": -1.0}, r"noise_std is -1.0; it must be >= 0"),
         (FrequencySineDataModule, {"noise": -0.1}, r"noise is -0.1; it must be >= 0"),
-        (FrequencySineDataModule, {"training_tasks": 0}, r"training_tasks is 0; it must be >= 1, or null for endless ones"),
+        (
+            FrequencySineDataModule,
+            {"training_tasks": 0},
+            r"training_tasks is 0; it must be >= 1, or null for an endless stream",
+        ),
         (SineLineDataModule, {"test_shots": []}, r"test_shots is \[\]; it needs at least one number of shots >= 1"),
         (SineLineDataModule, {"shots": 0}, r"shots is 0; it must be >= 1"),
     ],

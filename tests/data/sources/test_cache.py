@@ -203,8 +203,11 @@ def test_savers_at_once_all_end_well(same: bool, tmp_path: Path) -> None:
     [
         (lambda folder: swap(folder, "meta.json", None), "is a named pipe, not a file"),
         (lambda folder: swap(folder, "train.npy", None), "is a named pipe, not a file"),
-        (lambda folder: rewrite(folder, "train", "../../outside"), "a pool is named '../../outside', outside of the cache"),
-        (lambda folder: retype(folder), "train.npy holds object, expected uint8 by rows"),
+        (
+            lambda folder: rewrite(folder, "train", "../../outside"),
+            "a pool is named '../../outside', which is outside the cache",
+        ),
+        (lambda folder: retype(folder), "train.npy holds object, expected uint8 in row order"),
     ],
     ids=["description is a pipe", "array is a pipe", "name that leaves", "objects"],
 )

@@ -122,8 +122,8 @@ def test_a_connection_that_breaks_off_leaves_a_part_to_continue(server: Server, 
     with pytest.raises(RuntimeError) as caught:
         fetch(server.url, path, MD5)
     message = str(caught.value)
-    assert message.startswith(f"the download of {server.url} broke off after 5000 of {len(DATA)} bytes")
-    assert message.endswith(f"Try again: it goes on from {path}.part. Or put the file at {path} by hand.")
+    assert message.startswith(f"the download of {server.url} stopped after 5000 of {len(DATA)} bytes")
+    assert message.endswith(f"Try again: it resumes from {path}.part. Or put the file at {path} by hand.")
     assert not path.exists()
     server.stop = None
     fetch(server.url, path, MD5)
@@ -137,7 +137,7 @@ def test_a_wrong_checksum_is_named_and_the_file_thrown_away(server: Server, tmp_
         fetch(server.url, path, "0" * 32)
     message = str(caught.value)
     assert f"{server.url} sent a file with the wrong checksum: {len(DATA)} bytes with md5 {MD5}" in message
-    assert f"expected {'0' * 32}. It was thrown away." in message
+    assert f"expected {'0' * 32}. It was deleted." in message
     assert f"put the file at {path} by hand" in message
     assert list(tmp_path.iterdir()) == []
 
@@ -149,8 +149,8 @@ def test_another_file_in_its_place_is_not_overwritten(server: Server, tmp_path: 
         fetch(server.url, path, MD5)
     mine = hashlib.md5(b"mine", usedforsecurity=False).hexdigest()
     assert str(caught.value) == (
-        f"{path} is there but is not the file of {server.url}: its md5 is {mine}, expected {MD5}. "
-        "Delete it to download it anew."
+        f"{path} exists but is not the file from {server.url}: its md5 is {mine}, expected {MD5}. "
+        "Delete it to download it again."
     )
     assert path.read_bytes() == b"mine"
     assert server.asked == []
@@ -199,8 +199,8 @@ def test_an_unknown_checksum_is_recorded_and_can_be_checked_later(server: Server
     with pytest.raises(ValueError) as caught:
         check_recorded(path)
     assert str(caught.value) == (
-        f"{path} has changed since it was downloaded: its md5 is {md5_of(path)}, then it was {MD5}. Delete it to download it "
-        f"anew, or delete {path}.md5 if the file is meant"
+        f"{path} has changed since it was downloaded: its md5 is {md5_of(path)} and was {MD5}. Delete it to download it "
+        f"again, or delete {path}.md5 if the change is intended"
     )
 
 

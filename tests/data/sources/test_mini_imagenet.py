@@ -143,7 +143,7 @@ def test_the_cache_can_lie_elsewhere(tmp_path: Path) -> None:
 
 def test_a_set_that_is_not_whole_is_warned_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mini_imagenet_source, "CLASSES", {"train": 64, "val": 2, "test": 2})
-    with pytest.warns(UserWarning, match=r"not the whole set.*: train has 3 classes of 4 to 4 images, expected 64 of 4$"):
+    with pytest.warns(UserWarning, match=r"not the complete set.*: train has 3 classes of 4 to 4 images, expected 64 of 4$"):
         load_mini_imagenet(as_csv(tmp_path))
 
 
@@ -186,7 +186,7 @@ def test_missing_and_truncated_images_are_listed_together(tmp_path: Path) -> Non
         f"mini-ImageNet in {tmp_path}: images/ with train.csv, val.csv and test.csv: images that cannot be used (2):\n"
         f"  - {images}/n01000.jpg: No such file or directory\n"
         f"  - {images}/n04003.jpg: image file is truncated (5 bytes not processed)\n"
-        "Put whole ones in their place and start again."
+        "Replace them with intact ones and start again."
     )
 
 
@@ -198,8 +198,8 @@ def test_wrong_lists_are_named_together(tmp_path: Path) -> None:
     message = message_of(tmp_path)
     assert "train.csv has the columns file, class; it needs filename and label" in message
     assert "val.csv, line 4: filename or label is missing" in message
-    assert "val.csv names images twice, 1 of them: n02000.jpg" in message
-    assert "test.csv names no images" in message
+    assert "val.csv lists images twice, 1 of them: n02000.jpg" in message
+    assert "test.csv lists no images" in message
 
 
 def test_a_class_in_two_splits_is_refused(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_an_empty_class_folder_is_refused(tmp_path: Path) -> None:
 HOSTILE = {
     "names that leave": (
         b"filename,label\n../../x.png,n01\n/etc/x.png,n01\na/../../x.png,n02\n",
-        "train.csv names files outside of images/: ../../x.png, /etc/x.png, a/../../x.png",
+        "train.csv lists files outside images/: ../../x.png, /etc/x.png, a/../../x.png",
     ),
     "a name with a zero": (b"filename,label\na\0.png,n01\n", "train.csv"),
     "a giant entry": (
@@ -230,7 +230,7 @@ HOSTILE = {
     ),
     "another encoding": (
         b"filename,label\nn01.jpg,caf\xe9\n",
-        "train.csv is not in UTF-8 (line 2: b'\\xe9\\n'); save it again with the encoding",
+        "train.csv is not UTF-8 (line 2: b'\\xe9\\n'); save it again in UTF-8",
     ),
     "giant columns": (
         b"a" * 50_000 + b",b\n",
@@ -252,7 +252,7 @@ def test_lists_that_harm_are_refused(kind: str, tmp_path: Path) -> None:
 def test_a_list_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     root = as_csv(tmp_path)
     os.truncate(root / "val.csv", 2**26 + 1)
-    assert "val.csv has 67,108,865 bytes, more than the 67,108,864 that are read" in message_of(root)
+    assert "val.csv has 67,108,865 bytes, more than the limit of 67,108,864" in message_of(root)
 
 
 def test_images_that_are_pipes_are_named(tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ PICKLES = [
         {"image_data": None, **{f"{i}" * 99: 0 for i in range(10, 30)}},
         r"holds a dict of class_dict, (1\d){15}, .* and 11 more;",
     ),
-    ({"class_dict": {"n02": [0, 1], "n07": [1, 2]}}, "class_dict does not name each of the 8 images once"),
+    ({"class_dict": {"n02": [0, 1], "n07": [1, 2]}}, "class_dict does not list each of the 8 images exactly once"),
     ({"class_dict": {"n02": list(range(8))}}, "has 8 images in 1 classes, expected 2 classes of 4"),
 ]
 
@@ -305,7 +305,7 @@ class Code:
 def test_a_pickle_with_code_is_refused_and_nothing_is_run(tmp_path: Path) -> None:
     root = spoil(as_pickles(tmp_path / "p", as_csv(tmp_path / "csv")), extra=Code(tmp_path / "marker"))
     (tmp_path / "marker").exists() and (tmp_path / "marker").rmdir()
-    assert "mkdir, which an archive of images has no need of" in message_of(root)
+    assert "mkdir, which an archive of images does not need" in message_of(root)
     assert not (tmp_path / "marker").exists()
 
 
@@ -346,7 +346,7 @@ def test_download_fetches_what_is_missing_and_records_checksums(served: Path, tm
 
 def test_a_download_of_something_else_is_refused(served: Path, tmp_path: Path) -> None:
     (served / "mini-imagenet-cache-test.pkl").write_bytes(b"<html>please wait</html>")
-    with pytest.raises(ValueError, match=r"(?s)mini-imagenet-cache-test.pkl is not a whole pickle"):
+    with pytest.raises(ValueError, match=r"(?s)mini-imagenet-cache-test.pkl is not a complete pickle"):
         load_mini_imagenet(tmp_path / "new", download=True)
 
 

@@ -62,7 +62,7 @@ def test_truncated_zips_are_named_together(tmp_path: Path) -> None:
         os.truncate(tmp_path / f"{part}.zip", 2000)
     message = message_of(tmp_path)
     for part in PARTS:
-        assert f"{tmp_path / part}.zip (2000 bytes) is not a whole zip file, perhaps cut short (File is not" in message
+        assert f"{tmp_path / part}.zip (2000 bytes) is not a complete zip file, perhaps truncated (File is not" in message
     assert "Delete what is damaged and set `download: true`, or extract the original zips again." in message
 
 
@@ -151,11 +151,11 @@ def test_pipes_and_large_files_among_the_drawings_are_named(tmp_path: Path) -> N
     os.truncate(other, 2**17)
     message = message_of(tmp_path)
     assert f"{one.name}: is a named pipe, not a file" in message
-    assert f"{other.name}: has 131,072 bytes, more than the 65,536 that are read" in message
+    assert f"{other.name}: has 131,072 bytes, more than the limit of 65,536" in message
 
 
 def test_a_zip_that_is_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
     pack(draw(tmp_path))
     (tmp_path / "images_background.zip").unlink()
     os.mkfifo(tmp_path / "images_background.zip")
-    assert "is not a whole zip file, perhaps cut short (it is a named pipe)" in message_of(tmp_path)
+    assert "is not a complete zip file, perhaps truncated (it is a named pipe)" in message_of(tmp_path)

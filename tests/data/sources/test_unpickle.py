@@ -87,7 +87,7 @@ def test_code_is_refused_and_not_run(protocol: int, tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     value = {"image_data": ARRAY, "class_dict": Runs(os.system, f"touch {marker}")}
     path = written(tmp_path / "x.pkl", value, protocol)
-    with pytest.raises(ValueError, match=r"x.pkl asks for \w+.system, which an archive of images has no need of") as caught:
+    with pytest.raises(ValueError, match=r"x.pkl asks for \w+.system, which an archive of images does not need") as caught:
         read_pickle(path)
     assert "nothing was run" in str(caught.value)
     assert not marker.exists()
@@ -121,14 +121,14 @@ def test_dotted_names_do_not_lead_elsewhere(tmp_path: Path) -> None:
 
 def test_only_latin_1_is_encoded(tmp_path: Path) -> None:
     (tmp_path / "x.pkl").write_bytes(b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x06\x00\x00\x00rot_13\x86R.")
-    with pytest.raises(ValueError, match=r"asks for the encoding 'rot_13'; only 'latin1' is read"):
+    with pytest.raises(ValueError, match=r"asks for the encoding 'rot_13'; only 'latin1' is supported"):
         read_pickle(tmp_path / "x.pkl")
 
 
 @pytest.mark.parametrize("data", [b"", b"no pickle", pickle.dumps(ARRAY)[:-20]], ids=["empty", "text", "truncated"])
 def test_what_is_no_whole_pickle_is_said_so(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.pkl").write_bytes(data)
-    with pytest.raises(ValueError, match=r"x.pkl is not a whole pickle \("):
+    with pytest.raises(ValueError, match=r"x.pkl is not a complete pickle \("):
         read_pickle(tmp_path / "x.pkl")
 
 
@@ -137,7 +137,7 @@ def test_more_than_memory_holds_is_said_so(tmp_path: Path, monkeypatch: pytest.M
         raise MemoryError
 
     monkeypatch.setattr("mamllit.data.sources.unpickle._Machine.run", too_much)
-    with pytest.raises(ValueError, match="holds more than fits into memory, or is damaged"):
+    with pytest.raises(ValueError, match="does not fit into memory, or is damaged"):
         read_pickle(written(tmp_path / "x.pkl", ARRAY))
 
 
@@ -169,7 +169,7 @@ OBJECTS = DTYPE.replace(b"\x02\x00\x00\x00u1", b"\x02\x00\x00\x00O8")
 FORGED = {
     "objects by numpy.ndarray": (
         b"cnumpy\nndarray\nK\x04\x85X\x01\x00\x00\x00O\x86R",
-        "makes an array by numpy.ndarray, which an archive of images has no need of",
+        "makes an array with numpy.ndarray, which an archive of images does not need",
     ),
     "objects by _reconstruct": (
         array_of(b"K\x01\x85", OBJECTS + STATE, b"]K\x01a"),
@@ -178,7 +178,7 @@ FORGED = {
     "a structure": (DTYPE.replace(b"\x02\x00\x00\x00u1", b"\x04\x00\x00\x00O,u1"), "holds an array of 'O,u1'; only numbers"),
     "a type given a structure": (
         DTYPE + STATE.replace(b"NNN", b"NX\x01\x00\x00\x00a\x85N"),
-        "changes the data type u1 into another, which no array of numbers does",
+        "changes the data type u1 into another, which an array of numbers never does",
     ),
     "a type given another size": (
         DTYPE + STATE.replace(b"|NNNJ\xff\xff\xff\xff", b"|NNNJ\x00\xff\xff\x0f"),
@@ -187,36 +187,36 @@ FORGED = {
     "a type with objects inside": (DTYPE + STATE.replace(b"K\x00tb", b"K\x3ftb"), "changes the data type u1 into another"),
     "a giant shape": (
         array_of(integer(2**36) + b"\x85"),
-        "holds an array of the shape [68719476736] of uint8, for which 2 bytes are there",
+        "holds an array of shape [68719476736] of uint8, but 2 bytes for it",
     ),
     "a shape beyond any": (array_of(integer(2**90) + b"\x85"), "it may have 8 dimensions, each from 0 to 2**40"),
-    "a negative shape": (array_of(b"J\xff\xff\xff\xff\x85"), "holds an array of the shape (-1,); it may have"),
+    "a negative shape": (array_of(b"J\xff\xff\xff\xff\x85"), "holds an array of shape (-1,); it may have"),
     "a hundred dimensions": (array_of(b"(" + b"K\x01" * 100 + b"t"), "it may have 8 dimensions"),
-    "an endless shape": (array_of(NESTED), "the shape of an array is not made of whole numbers"),
+    "an endless shape": (array_of(NESTED), "the shape of an array is not made of integers"),
     "a giant buffer": (
         b"cnumpy.core.numeric\n_frombuffer\n(C\x02ab" + DTYPE + STATE + integer(2**36) + b"\x85X\x01\x00\x00\x00CtR",
-        "holds an array of the shape [68719476736] of uint8, for which 2 bytes are there",
+        "holds an array of shape [68719476736] of uint8, but 2 bytes for it",
     ),
     "an object as a scalar": (
         b"cnumpy.core.multiarray\nscalar\n" + OBJECTS + STATE + b"C\x08abcdefgh\x86R",
         "holds an array of 'O8'",
     ),
-    "an endless name": (b"}" + NESTED + b"K\x01s", "names an entry by a tuple; names are texts or numbers"),
+    "an endless name": (b"}" + NESTED + b"K\x01s", "has a key that is a tuple; keys must be strings or integers"),
     "an endless type": (b"cnumpy\ndtype\n(" + NESTED + b"K\x00K\x01tR", "holds an array of 'a tuple'; only numbers"),
     "a text encoded again and again": (
         b"X\xe8\x03\x00\x00" + b"a" * 1000 + b"q\x01"
         + b"c_codecs\nencode\nh\x01X\x06\x00\x00\x00latin1\x86R" * 50,
-        "makes more than the",
+        "creates more than the",
     ),
-    "an object of a class": (b"cnumpy\ndtype\n)\x81", "has a step NEWOBJ, which an archive of images has no need of"),
+    "an object of a class": (b"cnumpy\ndtype\n)\x81", "has a step NEWOBJ, which an archive of images does not need"),
     "an object from outside": (b"X\x01\x00\x00\x00aQ", "has a step BINPERSID"),
     "an extension": (b"\x82\x01", "has a step EXT1"),
-    "a call of a list": (b"])R", "calls what is no function"),
+    "a call of a list": (b"])R", "calls something that is not a function"),
     "a state for a list": (b"])b", "a step finds a list where it needs a Pending"),
-    "a giant text": (b"\x8d" + (2**40).to_bytes(8, "little") + b"abc", "is not a whole pickle"),
-    "a giant array of bytes": (b"\x96" + (2**40).to_bytes(8, "little") + b"abc", "is not a whole pickle"),
+    "a giant text": (b"\x8d" + (2**40).to_bytes(8, "little") + b"abc", "is not a complete pickle"),
+    "a giant array of bytes": (b"\x96" + (2**40).to_bytes(8, "little") + b"abc", "is not a complete pickle"),
     "an empty stack": (b"0", "has a step POP"),
-    "too little to work on": (b"a", "a step finds too little to work on"),
+    "too few values": (b"a", "a step finds too few values on the stack"),
     "no mark": (b"]t", "a step finds no mark"),
 }  # fmt: skip
 

@@ -91,7 +91,7 @@ def test_one_module_runs_batches_of_different_ways() -> None:
     ("start", "net", "text"),
     [
         ("nought", MLP(4, [6], None), "head is 'nought'; it must be one of ['learned', 'zero', 'shared']"),
-        ("zero", MLP(4, [6], 3), "head is 'zero', but MLP has a last layer of its own; set out_features: null, or use head: "),
+        ("zero", MLP(4, [6], 3), "head is 'zero', but MLP has its own last layer; set out_features: null, or use head: "),
         ("shared", nn.Sequential(nn.Linear(4, 3)), "Sequential has no attribute `feature_size`, the D of its features"),
     ],
 )
