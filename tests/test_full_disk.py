@@ -101,7 +101,7 @@ def test_a_disk_that_fails_for_good_costs_weights_but_no_number(
     run = disk / "seed_0"
     for file, after in {
         f"the checkpoint {run}/checkpoints/last.ckpt": "the previous one is untouched, and training continues",
-        f"the checkpoint {run}/checkpoints/best.ckpt": "there is none yet, and the training goes on",
+        f"the checkpoint {run}/checkpoints/best.ckpt": "there is none yet, and training continues",
         f"{run}/result.json": f"it is kept as {elsewhere}/result.json",
         f"{run}/episodes.csv": f"it is kept as {elsewhere}/episodes.csv",
         f"{run}/csv/version_0/metrics_not_written.csv": f"it is kept as {elsewhere}/metrics_not_written.csv",
@@ -164,7 +164,7 @@ def test_files_that_must_not_grow_cost_weights_but_no_number(tmp_path: Path) -> 
     assert (
         done.stderr.strip().splitlines()[-1].startswith("mamllit fit: the run finished, but its weights could not be saved: ")
     ), done.stderr
-    assert "last.ckpt (File too large); there is none yet, and the training goes on" in done.stderr
+    assert "last.ckpt (File too large); there is none yet, and training continues" in done.stderr
     run = tmp_path / "runs/seed_0"
     assert set(result(run)["results"]) == {"val", "paper[20]"}
     assert trained(run / "csv/version_0/metrics.csv") == TRAINED

@@ -180,9 +180,7 @@ def test_results_add_files_a_run(
     assert results.text(kept) == path.read_text()
     longer = {**kept, "of_steps": 23}
     path.write_text(json.dumps(longer))
-    with pytest.raises(
-        SystemExit, match=r"^mamllit results: \S+ is about 23 iterations, and this run made 22; remove the file"
-    ):
+    with pytest.raises(SystemExit, match=r"^mamllit results: \S+ is from 23 iterations, and this run made 22; remove the file"):
         call(monkeypatch, "results", "add", fitted.run, "--to", tmp_path)
 
 

@@ -133,7 +133,7 @@ def test_a_function_of_a_trusted_package_is_no_class(tmp_path: Path) -> None:
 def test_what_is_no_checkpoint_of_a_run_is_passed_over(content: Any, tmp_path: Path) -> None:
     torch.save({"global_step": 5}, tmp_path / "last.ckpt")
     torch.save(content, tmp_path / "other.ckpt")
-    with pytest.warns(UserWarning, match=r"other\.ckpt cannot be read, .*; last\.ckpt of step 5 is used"):
+    with pytest.warns(UserWarning, match=r"other\.ckpt cannot be read \(.*\); using last\.ckpt of step 5"):
         assert newest(tmp_path) == tmp_path / "last.ckpt"
 
 

@@ -118,7 +118,7 @@ def test_a_flat_query_folder_has_no_truth(toy: SimpleNamespace, tmp_path: Path) 
 def test_a_data_module_of_one_s_own_needs_a_preparation(toy: SimpleNamespace, tmp_path: Path) -> None:
     config = toy_config(data={"class_path": "own.Birds", "init_args": {}})
     checkpoint = export(toy_run(tmp_path / "other", config=config))
-    with pytest.raises(ValueError, match=r"trained with own\.Birds, and how"):
+    with pytest.raises(ValueError, match=r"trained with own\.Birds, whose image prep"):
         adapted(toy, checkpoint=checkpoint)
     assert len(adapted(toy, checkpoint=checkpoint, preparation=Preparation(SIDE, 1)).query) == 9
 

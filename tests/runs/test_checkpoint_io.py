@@ -66,7 +66,7 @@ def test_a_full_disk_is_said_and_the_old_one_stays(tmp_path: Path, monkeypatch: 
     with monkeypatch.context() as patch:
         patch.setattr(durable, "write", full)
         with pytest.warns(
-            UserWarning, match=r"cannot write .*last\.ckpt \(No space left on device\); the one before it is untou"
+            UserWarning, match=r"cannot write .*last\.ckpt \(No space left on device\); the previous one is untouc"
         ):
             saved(io, last, 20)
     assert io.failed == {str(last): "No space left on device"}

@@ -67,7 +67,7 @@ def test_the_header_in_parts() -> None:
     assert list(found) == ["title", "paper", "departures"]
     assert found["title"] == "MAML, sine regression, 10-shot."
     assert found["paper"].startswith("Finn, Abbeel & Levine 2017, section 5.1")
-    assert found["departures"].endswith("as in the paper's text, where the authors' command ran with 0.001.")
+    assert found["departures"].endswith("as in the paper's text (the authors' command: 0.001).")
 
 
 def test_changes_by_dotted_names_without_where_a_run_lands() -> None:

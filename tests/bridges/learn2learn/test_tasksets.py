@@ -160,9 +160,9 @@ def test_shared_images_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     [
         (
             {"ways": 4},
-            r"^a task of the train task set has 3 classes of 3 examples; .* ask for 4 classes of 3 \(shots \+ queries\)",
+            r"^a task of the train task set has 3 classes of 3 examples, but .* need 4 classes of 3 \(shots \+ queries\)",
         ),
-        ({"queries": 3}, r"^a task of the train task set has 3 classes of 3 examples; .* ask for 3 classes of 4"),
+        ({"queries": 3}, r"^a task of the train task set has 3 classes of 3 examples, but .* need 3 classes of 4"),
     ],
 )
 def test_tasks_of_another_shape_are_refused(changes: dict, message: str) -> None:
