@@ -175,6 +175,8 @@ def test_results_add_files_a_run(
     assert (kept["cell"], kept["seed"], kept["steps_done"], kept["checkpoint"]) == ("maml/sine_10shot", 0, 22, "last")
     assert kept["changed"]["trainer.max_steps"] == {"experiment": 70000, "run": 22}
     assert not {"trainer.logger", "trainer.default_root_dir", "trainer.val_check_interval"} & set(kept["changed"])
+    data = {name.rsplit(".", 1)[-1] for name in kept["changed"] if name.startswith("data.")}
+    assert data == {"meta_batch_size"}, "how it was evaluated is no change of the training"
     assert str(fitted.root) not in path.read_text()
     assert "command" not in kept
     assert results.text(kept) == path.read_text()

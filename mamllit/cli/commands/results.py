@@ -25,8 +25,8 @@ FREE = (  # what says nothing about the training: where it runs, how it is watch
     "config", "init_from", "model.eval_steps", "model.report_step", "model.log_every", "model.batch_norm", "model.execution",
     "model.compile", "model.memory",
     "data.init_args.root", "data.init_args.download", "data.init_args.cache_dir", "data.init_args.num_workers",
-    "data.init_args.test_episodes", "data.init_args.test_streams", "data.init_args.val_episodes",
-    "data.init_args.eval_batch_size",
+    "data.init_args.protocols", "data.init_args.test_shots", "data.init_args.test_episodes", "data.init_args.test_streams",
+    "data.init_args.standard_episodes", "data.init_args.val_episodes", "data.init_args.eval_batch_size",
 )  # fmt: skip
 
 
