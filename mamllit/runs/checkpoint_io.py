@@ -73,8 +73,21 @@ class DurableCheckpointIO(TorchCheckpointIO):
             self._steps[path] = checkpoint.get("global_step")
 
     def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
-        """The checkpoint, whatever Lightning says of `weights_only`; see `load`."""
-        return load(Path(path), self.trusted, map_location)
+        """The checkpoint, whatever Lightning says of `weights_only`; see `load`.
+
+        Raises:
+            ForeignCode: see `load`.
+            ValueError: for a file that is cut off, altered, or no checkpoint of a run.
+        """
+        try:
+            found = load(Path(path), self.trusted, map_location)
+        except ForeignCode:
+            raise
+        except DAMAGE as error:
+            raise ValueError(f"{path} cannot be read as a checkpoint; it may be cut off or something else ({error})") from error
+        if not isinstance(found, dict) or not {"state_dict", "pytorch-lightning_version"} <= found.keys():
+            raise ValueError(f"{path} is no checkpoint of a run of `mamllit fit`: it lacks what Lightning writes into one")
+        return found
 
     def _step(self, path: Path) -> int | None:
         if path not in self._steps and (found := read(path)) is not None:

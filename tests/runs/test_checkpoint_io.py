@@ -48,6 +48,25 @@ def test_without_a_whole_one_there_is_none(tmp_path: Path) -> None:
         assert newest(tmp_path) is None
 
 
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"", "cannot be read as a checkpoint; it may be cut off or something else"),
+        (b"PK", "cannot be read as a checkpoint"),
+        ({"weights": torch.zeros(2)}, "is no checkpoint of a run of `mamllit fit`"),
+        (torch.zeros(2), "is no checkpoint of a run of `mamllit fit`"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint_is_named(content: Any, text: str, tmp_path: Path) -> None:
+    path = tmp_path / "other.ckpt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(ValueError, match=f"^{path} {text}"):
+        DurableCheckpointIO().load_checkpoint(path)
+
+
 def test_a_last_step_without_its_validation_is_not_the_start(tmp_path: Path) -> None:
     io = DurableCheckpointIO()
     saved(io, tmp_path / "last.ckpt", 10)
