@@ -6,7 +6,6 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from mamllit.data.preparation import Preparation
@@ -17,6 +16,7 @@ from mamllit.inference.images import left_out, query_files, read_images
 from mamllit.inference.outcome import Outcome
 from mamllit.inference.report import write_report
 from mamllit.inference.settings import Settings, check_share
+from mamllit.runs import durable
 
 CSV, SHEET, REPORT = "predictions.csv", "contact_sheet.png", "report.html"
 GLYPHS = r"Glyph .* missing from"  # how matplotlib says that a font lacks a letter
@@ -43,13 +43,25 @@ def adapt_folder(
         save: a file for the adapted classifier, ending in .safetensors; `predict_folder` uses it.
 
     Raises:
-        PermissionError, NotADirectoryError: if `out` cannot be written, before anything is computed.
+        OSError: if `out` or `save` cannot be written, before anything is computed.
+        ValueError: if `out` lies in one of the two folders, of whose images the contact sheet would be one the next time.
         the others: see `fewshot`.
     """
-    if save is not None:
-        check_name(save)
     folder = Path(out).expanduser()
-    found, classifier = fitted(support, query, settings or Settings(), partial(_make, folder))
+    for place in (support, query):
+        if folder.resolve().is_relative_to(Path(place).expanduser().resolve()):
+            raise ValueError(
+                f"out is {out}, in the folder of images {place}: the contact sheet would be taken for an image of it the next "
+                "time; name a folder elsewhere with --out"
+            )
+    file = None if save is None else check_name(save)
+
+    def ready() -> None:
+        _make(folder)
+        if file is not None:
+            durable.check_place(file, "--save")
+
+    found, classifier = fitted(support, query, settings or Settings(), ready)
     found = _written(found, classifier, folder)
     if save is not None:
         classifier.save(save)
@@ -74,7 +86,7 @@ def predict_folder(
         classifier: the file.
         query: a folder of images, flat or nested.
         out: folder for the files; made where it is missing.
-        unsure: predictions of a lower probability are marked; None for the bound that `mamllit adapt` had.
+        unsure: predictions of a lower probability are marked; by default the bound that `mamllit adapt` had.
         report: write `report.html`, too; without it many large images take less time.
         cache_dir: a folder for the features, where the folder of images cannot be written.
         trusted: your own packages whose classes the classifier's checkpoint may make; their code is run.

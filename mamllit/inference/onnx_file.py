@@ -80,6 +80,7 @@ def export_onnx(classifier: str | Path, out: str | Path | None = None, trusted: 
         ValueError: without the extra, for another ending, for a file that is no classifier, and for one that torch.export does
             not take.
         FileNotFoundError: where there is no such file.
+        OSError: where the file cannot be written, before it is computed.
     """
     source = Path(classifier).expanduser()
     path = source.with_suffix(SUFFIX) if out is None else Path(out).expanduser()
@@ -91,6 +92,7 @@ def export_onnx(classifier: str | Path, out: str | Path | None = None, trusted: 
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ValueError(f'an ONNX file needs {error.name}: pip install "mamllit[onnx]"') from error
+    durable.check_place(path, "--out")
     deployed = Deployed(loaded).eval()
     example = deployed.example
     try:

@@ -1,6 +1,7 @@
 """A trained policy in one task of your choice: returns before and after adapting, and a video."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -79,20 +80,23 @@ def rollout_policy(
     return Adapted(acted(steps)[0], world, numbers[0], acted(0)[1], acted(steps)[1])
 
 
-def write_video(path: Path, frames: Iterable[np.ndarray]) -> None:
-    """Write pictures as a GIF, or, with imageio-ffmpeg installed, as an MP4.
+def check_video(path: Path) -> None:
+    """`ValueError` for another ending than .gif and .mp4, and for an .mp4 without imageio-ffmpeg."""
+    if path.suffix not in (".gif", ".mp4"):
+        raise ValueError(f"the video is to be {path}; its name must end in .gif or .mp4")
+    if path.suffix == ".mp4" and find_spec("imageio_ffmpeg") is None:
+        raise ValueError(f'{path} needs imageio-ffmpeg (pip install "mamllit[rl]"); a .gif needs nothing')
 
-    Raises:
-        ValueError: for another ending.
-    """
+
+def write_video(path: Path, frames: Iterable[np.ndarray]) -> None:
+    """Write pictures as a GIF, or, with imageio-ffmpeg installed, as an MP4. Raises what `check_video` raises."""
+    check_video(path)
     if path.suffix == ".gif":
         first, *rest = (Image.fromarray(frame) for frame in frames)
         first.save(path, save_all=True, append_images=rest, duration=1000 // FRAMES, loop=0)
-    elif path.suffix == ".mp4":
-        try:
-            import imageio_ffmpeg
-        except ImportError as error:
-            raise ValueError(f'{path} needs imageio-ffmpeg (pip install "mamllit[rl]"); a .gif needs nothing') from error
+    else:
+        import imageio_ffmpeg
+
         pictures = iter(frames)
         first_frame = next(pictures)
         writer = imageio_ffmpeg.write_frames(
@@ -103,5 +107,3 @@ def write_video(path: Path, frames: Iterable[np.ndarray]) -> None:
         for frame in pictures:
             writer.send(np.ascontiguousarray(frame))
         writer.close()
-    else:
-        raise ValueError(f"the video file is {path}; its name must end in .gif or .mp4")

@@ -129,6 +129,21 @@ def refusal(folder: Path) -> str | None:
     return None
 
 
+def check_place(path: Path, option: str) -> None:
+    """Find out by trying, before what a file is to hold is computed, whether the file can be written; its folder is made.
+
+    Args:
+        path: the file.
+        option: by which the user names another.
+
+    Raises:
+        OSError: where it cannot.
+    """
+    reason = "it is a folder" if path.is_dir() else refusal(path.parent)
+    if reason is not None:
+        raise OSError(f"cannot write {path} ({reason}); name another file with {option}")
+
+
 def _flush_folder(folder: Path) -> None:
     """Flush a renaming to the disk; some network file systems cannot, and keep an order of their own."""
     try:

@@ -219,6 +219,23 @@ def test_an_out_that_cannot_be_written_is_told_before_the_work(toy: SimpleNamesp
         adapted(toy, out=toy.out / "x")
 
 
+def test_a_classifier_that_cannot_be_written_is_told_before_the_work(
+    toy: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mamllit.inference.adapt.read_images", lambda *_: pytest.fail("images were read"))
+    settings = Settings(checkpoint=toy.checkpoint)
+    (toy.out / "own.safetensors").mkdir(parents=True)
+    with pytest.raises(OSError, match=r"cannot write \S+/own\.safetensors \(it is a folder\); name another file with --save"):
+        adapt_folder(toy.support, toy.query, toy.out, settings, save=toy.out / "own.safetensors")
+
+
+def test_an_out_among_the_images_is_refused(toy: SimpleNamespace) -> None:
+    """The contact sheet is an image: it would be predicted, or learnt, the next time."""
+    for out in (toy.query, toy.query / "adapted", toy.support / "a"):
+        with pytest.raises(ValueError, match=rf"^out is {out}, in the folder of images \S+: the contact sheet would be taken"):
+            adapted(toy, out=out)
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_an_out_without_permission_is_told(toy: SimpleNamespace) -> None:
     toy.out.mkdir(mode=0o555)

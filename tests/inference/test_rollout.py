@@ -62,6 +62,14 @@ def test_an_mp4_is_written_where_imageio_ffmpeg_is_there(tmp_path: Path) -> None
     assert (tmp_path / "out.mp4").read_bytes()[4:8] == b"ftyp"
 
 
+def test_a_video_that_cannot_be_written_is_told_before_the_policy_acts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mamllit.cli.commands.rollout.rollout_policy", lambda *_: pytest.fail("the policy acted"))
+    (tmp_path / "file").touch()
+    for video, error in (("out.avi", ValueError), ("file/out.gif", OSError)):
+        with pytest.raises(error, match=r"must end in \.gif or \.mp4|name another file with --video"):
+            main(["toy", "--task", "goal_x=1", "--video", str(tmp_path / video)])
+
+
 def test_what_is_refused(policy: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"the task has \['goal'\]; a task of Navigation has \['goal_x', 'goal_y'\]"):
         rollout_policy(policy, {"goal": 1.0})

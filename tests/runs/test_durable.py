@@ -68,6 +68,15 @@ def test_refusal_says_why(tmp_path: Path) -> None:
     assert durable.refusal(tmp_path / "file" / "run") == "Not a directory"
 
 
+def test_a_place_that_cannot_be_written_is_told_with_the_option_that_names_another(tmp_path: Path) -> None:
+    durable.check_place(tmp_path / "new" / "a.gif", "--video")
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "file").touch()
+    for place, reason in ((tmp_path / "file" / "a.gif", "File exists"), (tmp_path / "new", "it is a folder")):
+        with pytest.raises(OSError, match=rf"^cannot write {place} \({reason}\); name another file with --video$"):
+            durable.check_place(place, "--video")
+
+
 # ---- a folder that others can write to -------------------------------------------------------------------------------
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from mamllit.inference.rollout import rollout_policy, write_video
+from mamllit.inference.rollout import check_video, rollout_policy, write_video
+from mamllit.runs.durable import check_place
 
 
 def task_of(text: str) -> dict[str, float]:
@@ -35,9 +36,13 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("--video", type=Path | None, default=None, help="one trajectory before and one after, .gif or .mp4")
     parser.add_argument("--trusted", type=list[str], default=[], help="your own packages that the checkpoint may name")
     given = parser.parse_args(list(args))
-    found = rollout_policy(given.checkpoint, task_of(given.task), given.steps, given.trajectories, given.seed, given.trusted)
+    task = task_of(given.task)
+    if (video := given.video and given.video.expanduser()) is not None:
+        check_video(video)
+        check_place(video, "--video")
+    found = rollout_policy(given.checkpoint, task, given.steps, given.trajectories, given.seed, given.trusted)
     for steps, value in enumerate(found.returns):
         print(f"mean return after {steps} step{'s' * (steps != 1)}: {value:.4g}")
-    if given.video is not None:
-        write_video(given.video, found.frames())
-        print(f"video: {given.video}")
+    if video is not None:
+        write_video(video, found.frames())
+        print(f"video: {video}")
