@@ -115,7 +115,7 @@ def load_cache(folder: str | Path, fingerprint: str | None) -> dict[str, ClassPo
     for _ in range(2):  # a second look, for the case that another process was just replacing the cache
         try:
             return _read(folder, fingerprint)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             if not folder.exists():
                 return None
             problem = f"{Path(error.filename).name} is missing"

@@ -177,7 +177,7 @@ def _nothing_found(root: Path, cache: Path) -> str:
         f"{root}/mini-imagenet-cache-train.pkl, -val.pkl (or -validation.pkl) and -test.pkl (Ren et al.)",
         f"a cache of an earlier run, {cache}",
     ]
-    state = "" if root.is_dir() else " (this folder does not exist)"
+    state = "" if root.is_dir() else f" (this {'is no folder' if root.exists() else 'folder does not exist'})"
     advice = f"Name their folder with --data.root, set `download: true`, or put the pickles there by hand, from {BASE_URL}/."
     near = [path for path in [root.parent, *sorted(root.glob("*/"))] if path.is_dir() and _complete(path)]
     if near:

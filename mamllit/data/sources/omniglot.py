@@ -236,7 +236,7 @@ def _unknown(what: str, value: object, known: Sequence[str]) -> str:
 def _nothing_found(root: Path, cache: Path, missing: list[str]) -> str:
     looked = [f"a cache of an earlier run, {cache}"]
     looked += [f"{root / part}/ or {root / part}.zip" for part in missing]
-    state = "" if root.is_dir() else " (this folder does not exist)"
+    state = "" if root.is_dir() else f" (this {'is no folder' if root.exists() else 'folder does not exist'})"
     advice = (
         "Name their folder with --data.root, set `download: true`, or put the two zips there by hand, from " + BASE_URL + "/."
     )
