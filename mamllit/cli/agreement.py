@@ -23,6 +23,9 @@ def agree(model: Any, data: Any) -> None:
         arguments = network["init_args"]
         for name, value in entries(arguments).items():
             if value == DATA:
+                ways = entries(data.get("init_args")).get("ways")
+                if name == "out_features" and name not in known and isinstance(ways, int):
+                    raise ValueError(f"ways is {ways}; an episode needs at least 2 classes")
                 if name not in known:
                     raise ValueError(
                         f"{name} of {network['class_path']} is left to the data, but {data['class_path']} does not set it: "

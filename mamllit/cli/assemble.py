@@ -42,6 +42,18 @@ def refuse_strategy(strategy: Any) -> None:
         )
 
 
+def refuse_intervals(trainer: Any) -> None:
+    """Refuse intervals of no steps, which Lightning takes, and divides by when the first step is done.
+
+    Raises:
+        ValueError: for such an interval in the Trainer's settings.
+    """
+    for name in ("val_check_interval", "check_val_every_n_epoch", "accumulate_grad_batches"):
+        value = trainer.get(name)
+        if isinstance(value, int | float) and value <= 0:
+            raise ValueError(f"trainer.{name} is {value}; it must be greater than 0")
+
+
 def check_written(trainer: L.Trainer) -> None:
     """Check that the weights were saved; to be called at the end of a run.
 

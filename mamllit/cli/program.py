@@ -26,7 +26,7 @@ from mamllit import pretrained
 from mamllit.callbacks import AdaptationFigures, ResultWriter, StepProgressBar, Stopped, WandbDashboard
 from mamllit.cli import start
 from mamllit.cli.agreement import agree
-from mamllit.cli.assemble import check_written, equip, plugins, refuse_strategy
+from mamllit.cli.assemble import check_written, equip, plugins, refuse_intervals, refuse_strategy
 from mamllit.cli.commands import TRAINER_COMMANDS
 from mamllit.cli.entry import DEBUG
 from mamllit.cli.errors import Parser
@@ -128,6 +128,7 @@ class MamllitCLI(LightningCLI):
                 "classes in it, name their package with --trusted"
             )
         refuse_strategy(config.trainer.strategy)
+        refuse_intervals(config.trainer)
         agree(config.model, config.data)
         as_asked = config.clone()  # without a checkpoint: a resumed run is repeated from its beginning
         self.save_config_kwargs = {"as_asked": as_asked}
@@ -265,6 +266,13 @@ def run(args: ArgsType = None) -> MamllitCLI:
                 sys.exit(0)
             print(stopped, flush=True)
             sys.exit(stopped.code)
+        except RuntimeError as error:
+            if not str(error).startswith("Error(s) in loading state_dict"):  # of Lightning, when it restores a checkpoint
+                raise
+            raise ValueError(
+                "the checkpoint is of another network: take the configuration that it was trained with (config.yaml of its "
+                f"run), or begin a new run with those of its weights that fit, by `fit --init_from`. {error}"
+            ) from error
         finally:
             _end_tracking()
 

@@ -4,10 +4,11 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import wandb
-from cli_runs import QUIET, REPOSITORY, short
+from cli_runs import QUIET, REPOSITORY, command, short
 from PIL import Image
 
 from mamllit import cli
@@ -66,6 +67,9 @@ def test_a_wrong_path(said: Say, tmp_path: Path) -> None:
         ("--model.method.init_args.inner_steps", "-3", "inner_steps is -3"),
         ("--run_name", "../elsewhere", "run_name is '../elsewhere'; it must stay below default_root_dir"),
         ("--trainer.strategy", "ddp_spawn", "use --trainer.strategy ddp"),
+        ("--trainer.val_check_interval", "0", "trainer.val_check_interval is 0; it must be greater than 0"),
+        ("--trainer.check_val_every_n_epoch", "0", "trainer.check_val_every_n_epoch is 0; it must be"),
+        ("--trainer.accumulate_grad_batches", "0", "trainer.accumulate_grad_batches is 0; it must be"),
     ],
 )
 def test_a_number_or_word_out_of_bounds(setting: str, value: str, text: str, said: Say, tmp_path: Path) -> None:
@@ -76,6 +80,18 @@ def test_a_number_or_word_out_of_bounds(setting: str, value: str, text: str, sai
 @pytest.mark.parametrize(("ways", "text"), [("1", "ways is 1; "), ("20", "the network has 5 outputs (out_features), but an e")])
 def test_ways(ways: str, text: str, said: Say) -> None:
     assert text in said(*fit(OMNIGLOT, "--data.ways", ways))
+
+
+def test_too_few_ways_for_a_network_that_is_as_large_as_the_data(said: Say) -> None:
+    assert ": ways is 1; an episode needs at least 2" in said(*fit("experiments/own_images.yaml", "--data.ways", "1"))
+
+
+def test_a_checkpoint_of_another_network(fitted: SimpleNamespace, said: Say, tmp_path: Path) -> None:
+    other = ["--ckpt_path", str(fitted.run / "checkpoints" / "last.ckpt"), "--model.method.backbone.hidden", "[10]"]
+    for words in (short(tmp_path / "runs", *other), command("test", tmp_path / "runs", *other)):
+        text = said(*words)
+        assert "the checkpoint is of another network: take the configuration that it was trained with" in text
+        assert "size mismatch for method.backbone.layers.0.weight" in text
 
 
 def test_channels_of_the_network_and_of_the_data(said: Say, tmp_path: Path) -> None:
