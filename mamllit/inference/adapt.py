@@ -24,7 +24,7 @@ from mamllit.core.episode import Examples
 from mamllit.inference.classifier import CheckpointImages, Classifier, Seen, candidates, outputs, own_name, weighed
 from mamllit.inference.estimate import FOLDS, estimate
 from mamllit.inference.features import DEFAULT, TimmFeatures, timm_features
-from mamllit.inference.heads import HEADS, in_their_span
+from mamllit.inference.heads import HEADS, STEPWISE, in_their_span
 from mamllit.inference.images import (
     as_ink,
     known_preparation,
@@ -101,7 +101,7 @@ def fitted(
     steps = settings.steps
     if loaded is None:
         seen = timm_features(settings.features or DEFAULT, settings.weights)
-        name = _checked_head(settings.head, seen, list(by_class))
+        name = _checked_head(settings.head, steps, seen, list(by_class))
         ready()
         x, problem = seen_of(seen, root, files, settings.cache_dir, settings.progress)
         query_x, other = seen_of(seen, query_root, queries, settings.cache_dir, settings.progress)
@@ -111,7 +111,7 @@ def fitted(
         method = rebuild(described, tensors, settings.trusted)
         how = known_preparation(described.data) if settings.preparation is None else settings.preparation
         seen = CheckpointImages(described, tensors, method, how)
-        name = _checked_head(settings.head, seen, list(by_class))
+        name = _checked_head(settings.head, steps, seen, list(by_class))
         ready()
         images = read_images([*files, *queries], how)  # together, so that all unreadable ones are told at once
         images, drawn = as_ink(images, how)
@@ -250,13 +250,15 @@ def _query(query: Query) -> tuple[list[Path], Path | None]:
     return [Path(file).expanduser() for file in query], None
 
 
-def _checked_head(head: str | None, seen: Seen, classes: Sequence[str]) -> str:
-    """The head's name; the first that a checkpoint has, and the best on features, where none is given."""
+def _checked_head(head: str | None, steps: int | None, seen: Seen, classes: Sequence[str]) -> str:
+    """The head's name; the first that a checkpoint has, and the best on features, where none is given. It must heed `steps`."""
     known = candidates(seen)
     name = head or (BEST if isinstance(seen, TimmFeatures) else next(iter(known)))
     if name not in known:
         raise ValueError(f"head is {name!r}; the heads of {seen.name} are {', '.join(known)}")
     own = isinstance(seen, CheckpointImages) and name == own_name(seen.method)
+    if steps is not None and not own and name not in STEPWISE:
+        raise ValueError(f"steps is {steps}, but the head {name} takes no inner steps; those that do are {', '.join(STEPWISE)}")
     check_ways(seen.method if own else None, classes)  # type: ignore[union-attr]
     return name
 

@@ -278,4 +278,5 @@ HEADS: dict[str, Callable[[nn.Module, int], Method]] = {  # of a network that gi
     "anil": anil,
     "maml": maml,
 }
+STEPWISE = ("anil", "maml")  # those that take a number of inner steps
 AS_THEY_ARE = (LogisticRegression, PrototypicalNetworks, NearestNeighbour, Resemblance)  # weigh classes of any size the same

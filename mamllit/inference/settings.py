@@ -19,13 +19,14 @@ class Settings:
             `.mamllit-cache`.
         weights: a file with the network's weights, safetensors or of torch.save; "pretrained" for timm's own.
         checkpoint: in the place of features: a name that comes with mamllit, or the path of a file of `mamllit export`.
-        head: logistic, nearest_mean, euclidean_mean, nearest_image or baseline++; of a checkpoint also its own method, by
-            default. On features logistic by default.
+        head: logistic, nearest_mean, euclidean_mean, nearest_image, baseline++, anil or maml; of a checkpoint also its own
+            method, by default. On features logistic by default.
         compare: estimate all heads on the support, not only the one that is used.
         folds: of the estimates; by default leave-one-out up to 50 images, else 10 (5 where the whole network adapts).
         unsure: predictions of a lower probability are marked.
         cache_dir: a folder for the features, where the folders of images cannot be written.
-        steps: inner steps (default: the number whose value is the checkpoint's result).
+        steps: inner steps of a checkpoint's own method (default: the number whose value is its result), or of the heads anil
+            and maml.
         batch_norm: of a checkpoint. "inductive" normalises a query image by the support, so that it is predicted by itself.
             "transductive", as in the paper and in most published numbers, normalises it by all query images together: more
             accurate if they are many and of all classes alike, and wrong if they are few or of one class.
@@ -61,6 +62,8 @@ class Settings:
         if self.steps is not None and self.steps < 0:
             raise ValueError(f"steps is {self.steps}; it must be >= 0")
         check_share(self.unsure)
+        if self.checkpoint is None and self.batch_norm != "inductive":
+            raise ValueError(f"batch_norm is {self.batch_norm!r}, which is of a checkpoint: features are of one image each")
         if self.checkpoint is not None and (self.features is not None or self.weights != PRETRAINED):
             raise ValueError("a checkpoint has its own network: give a checkpoint, or features (and their weights), not both")
 

@@ -191,6 +191,11 @@ def test_unreadable_images_of_both_folders_are_listed_at_once(toy: SimpleNamespa
     [
         ({"batch_norm": "both"}, "^batch_norm is 'both'; it must be 'inductive' or 'transductive'"),
         ({"steps": -1}, "^steps is -1; it must be >= 0"),
+        (
+            {"head": "nearest_mean", "steps": 3},
+            "^steps is 3, but the head nearest_mean takes no inner steps; those that do are",
+        ),
+        ({"checkpoint": None, "batch_norm": "transductive"}, "^batch_norm is 'transductive', which is of a checkpoint"),
         ({"unsure": 1.5}, "^unsure is 1.5; it is a probability, from 0 to 1"),
         ({"features": "timm:test_vit"}, "^a checkpoint has its own network: give a checkpoint, or features"),
         (
