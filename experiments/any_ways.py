@@ -11,6 +11,7 @@ experiments/results/any_ways/NAME.json, is written after each number of ways, an
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,9 +72,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="the file of results")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    try:
+        measure_all(given)
+    except (ValueError, OSError) as error:  # a checkpoint, folder or number that cannot be
+        sys.exit(f"any_ways.py: {error}")
+
+
+def measure_all(given: argparse.Namespace) -> None:
+    """Measure each number of ways that the file of results lacks, and write it there.
+
+    Raises:
+        ValueError: see `measure`; also where the file is of another checkpoint.
+        OSError: where a file or folder is not there, or cannot be written.
+    """
     name = read(given.checkpoint)[0].name
     out = given.out or RESULTS / f"{name}.json"
-    rows = json.loads(out.read_text(encoding="utf-8"))["rows"] if out.exists() else []
+    kept = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {"checkpoint": name, "rows": []}
+    if kept["checkpoint"] != name:
+        raise ValueError(f"{out} holds the results of {kept['checkpoint']}, not of {name}; name another file with --out")
+    rows = kept["rows"]
     for ways in given.ways:
         if any(row["ways"] == ways for row in rows):
             continue

@@ -66,6 +66,20 @@ def test_three_and_seven_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     assert "| `zero` | 3 | 33.3% |" in others.any_ways() and "| `zero` | 7 | 14.3% |" in others.any_ways()
 
 
+def test_mistakes_are_said_in_a_line_and_results_of_another_checkpoint_stay(tmp_path: Path) -> None:
+    path, out = checkpoint(tmp_path, "zero"), tmp_path / "other.json"
+    out.write_text(kept := json.dumps({"checkpoint": "other", "rows": []}))
+    words = ["--root", str(tmp_path / "images"), "--episodes", "4", "--ways"]
+    for arguments, text in (
+        ([str(path), *words, "3", "--out", str(out)], "other.json holds the results of other, not of zero; name another file"),
+        ([str(path), *words, "1"], "ways is 1; an episode needs at least 2 classes"),
+        (["nothing", *words, "3"], "no checkpoint is named 'nothing'"),
+    ):
+        with pytest.raises(SystemExit, match=text):
+            any_ways.main(arguments)
+    assert out.read_text() == kept
+
+
 def test_a_learned_head_is_refused(tmp_path: Path) -> None:
     path = checkpoint(tmp_path, "learned")
     with pytest.raises(ValueError, match=r"learned has a learned head, .* take one with head: zero or shared"):
