@@ -40,6 +40,13 @@ def test_a_folder_that_is_not_there_is_said_so(tmp_path: Path) -> None:
     assert not (tmp_path / "nowhere").exists()
 
 
+@pytest.mark.filterwarnings("error")  # it has no cache that could be damaged
+def test_a_file_in_the_place_of_the_folder_is_said_so(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(FileNotFoundError, match=r"not in \S+/file \(this is no folder\); looked for"):
+        load(tmp_path / "file")
+
+
 def test_half_of_the_data_names_the_other_half(tmp_path: Path) -> None:
     shutil.rmtree(draw(tmp_path) / "images_evaluation")
     with pytest.raises(FileNotFoundError) as caught:
