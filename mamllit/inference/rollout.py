@@ -83,7 +83,7 @@ def rollout_policy(
 def check_video(path: Path) -> None:
     """`ValueError` for another ending than .gif and .mp4, and for an .mp4 without imageio-ffmpeg."""
     if path.suffix not in (".gif", ".mp4"):
-        raise ValueError(f"the video is to be {path}; its name must end in .gif or .mp4")
+        raise ValueError(f"the video file is {path}; its name must end in .gif or .mp4")
     if path.suffix == ".mp4" and find_spec("imageio_ffmpeg") is None:
         raise ValueError(f'{path} needs imageio-ffmpeg (pip install "mamllit[rl]"); a .gif needs nothing')
 

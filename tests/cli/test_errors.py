@@ -97,7 +97,7 @@ def test_a_checkpoint_of_another_network(fitted: SimpleNamespace, said: Say, tmp
 def test_channels_of_the_network_and_of_the_data(said: Say, tmp_path: Path) -> None:
     backbone = "--model.method.init_args.backbone.init_args."
     more = ["--data.root", pictures(tmp_path / "pictures"), "--data.channels", "3", f"{backbone}in_channels", "1"]
-    assert "takes images of 1 channels (in_channels), but those of the data have 3; give" in said(
+    assert "takes images with 1 channels (in_channels), but those of the data have 3; give" in said(
         *fit("experiments/own_images.yaml", *more)
     )
 
