@@ -49,7 +49,7 @@ def test_sizes_come_from_the_data(described: dict[str, Any], expected: dict[str,
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"in_channels": 1}, r"takes images of 1 channels \(in_channels\), but those of the data have 3; give both"),
+        ({"in_channels": 1}, r"takes images with 1 channels \(in_channels\), but those of the data have 3; give both"),
         ({"image_size": 28}, r"takes images of side 28 \(image_size\), but those of the data have side 84; .*leave image_size"),
         ({"out_features": 20}, r"the network has 20 outputs \(out_features\), but an episode of the data has 5 ways; give"),
     ],

@@ -56,7 +56,7 @@ def test_one_particles_chaser_has_nothing_to_chase_where_the_gradient_is_zero() 
     method = smooth("chaser", particles=1)
     x = torch.rand(5, 1, dtype=torch.float64)
     part = Examples(x, method.backbone(x).detach())
-    assert method.meta_loss(Episode(part, part))[0] == 0
+    assert abs(method.meta_loss(Episode(part, part))[0]) < 1e-30  # not 0 on every CPU
     with_others = smooth("chaser", particles=3)
     assert with_others.meta_loss(Episode(part, part))[0] > 1e-8
 

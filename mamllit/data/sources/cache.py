@@ -118,7 +118,7 @@ def load_cache(folder: str | Path, fingerprint: str | None) -> dict[str, ClassPo
         except (FileNotFoundError, NotADirectoryError) as error:
             if not folder.exists():
                 return None
-            problem = f"{Path(error.filename).name} is missing"
+            problem = f"{Path(error.filename).name} is missing" if folder.is_dir() else "it is a file, not a folder"
         except DAMAGE as error:
             problem = f"{type(error).__name__}: {error}"
     warnings.warn(f"the cache {folder} is damaged and will not be used ({problem})", stacklevel=2)

@@ -147,7 +147,7 @@ def test_a_damaged_cache_is_none_with_a_warning_and_can_be_saved_again(
 def test_a_file_of_that_name_is_left_alone(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     cache.write_text("not a folder")
-    with pytest.warns(UserWarning, match=r"is damaged and will not be used \(NotADirectoryError"):
+    with pytest.warns(UserWarning, match=r"is damaged and will not be used \(it is a file, not a folder\)"):
         assert load_cache(cache, "v1") is None
     with pytest.raises(NotADirectoryError):
         save_cache(cache, {"all": make_pool()}, "v1")

@@ -160,10 +160,7 @@ def test_a_root_that_cannot_be_written_works_from_memory(tmp_path: Path, monkeyp
 
 def test_a_file_where_the_cache_should_be_works_from_memory_too(tmp_path: Path) -> None:
     (draw(tmp_path) / ".mamllit-cache").write_text("in the way")
-    with (
-        pytest.warns(UserWarning, match="is damaged"),
-        pytest.warns(UserWarning, match="cannot write the cache"),
-    ):
+    with pytest.warns(UserWarning, match="cannot write the cache"):
         assert load(tmp_path).num_classes == 6
 
 
