@@ -56,7 +56,7 @@ class StartFrom(L.Callback):
             weights_meet(getattr(trainer, "datamodule", None), checkpoint.data, checkpoint.name)
             left = {name: value for name, value in pl_module.method.state_dict().items() if name not in tensors}
             if left and trainer.is_global_zero:
-                print(f"begins with {checkpoint.name}; left as they were, for the file lacks them: {_listed(left)}")
+                print(f"starts from {checkpoint.name}; not in the file, and not loaded: {_listed(left)}")
             fill(pl_module.method, checkpoint, {**tensors, **left})
             earlier = (checkpoint.result.get("fit") or {}).get("started_from")
             self.origin = {

@@ -136,7 +136,7 @@ def test_a_run_of_the_command_line_resumes_exactly_and_starts_another(tmp_path: 
     for name in begun:
         assert (name in best and torch.equal(begun[name], best[name])) != name.startswith("method.backbone.head"), name
     said = capfd.readouterr().out
-    assert "took 12 of the model's 14 tensors, method.backbone.convs.0.weight," in said
+    assert "loaded 12 of the model's 14 tensors, method.backbone.convs.0.weight," in said
     assert "not loaded: method.backbone.head.weight, method.backbone.head.bias" in said
     assert "not used from the file: head.weight, head.bias" in said
     origin = result(tmp_path / "maml" / "seed_0")["fit"]["started_from"]
@@ -146,7 +146,7 @@ def test_a_run_of_the_command_line_resumes_exactly_and_starts_another(tmp_path: 
     file = export(whole, ckpt="last", out=tmp_path / "features.safetensors", trusted=["toy_images"])
     again = weights(fit(tmp_path, "file", maml, "--init_from", str(file)))
     said, last = capfd.readouterr().out, weights(whole)
-    assert "begins with features; left as they were, for the file lacks them: backbone.head.weight, backbone.head.bias" in said
+    assert "starts from features; not in the file, and not loaded: backbone.head.weight, backbone.head.bias" in said
     for name in again:
         assert name.startswith("method.backbone.head") or torch.equal(again[name], last[name]), name
     assert result(tmp_path / "file" / "seed_0")["fit"]["started_from"] == {"name": "features", "steps_done": 6, "seed": 0}
