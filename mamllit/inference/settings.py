@@ -63,7 +63,7 @@ class Settings:
             raise ValueError(f"steps is {self.steps}; it must be >= 0")
         check_share(self.unsure)
         if self.checkpoint is None and self.batch_norm != "inductive":
-            raise ValueError(f"batch_norm is {self.batch_norm!r}, which is of a checkpoint: features are of one image each")
+            raise ValueError(f"batch_norm is {self.batch_norm!r}, which needs a checkpoint: features see one image at a time")
         if self.checkpoint is not None and (self.features is not None or self.weights != PRETRAINED):
             raise ValueError("a checkpoint has its own network: give a checkpoint, or features (and their weights), not both")
 

@@ -195,7 +195,7 @@ def test_unreadable_images_of_both_folders_are_listed_at_once(toy: SimpleNamespa
             {"head": "nearest_mean", "steps": 3},
             "^steps is 3, but the head nearest_mean takes no inner steps; those that do are",
         ),
-        ({"checkpoint": None, "batch_norm": "transductive"}, "^batch_norm is 'transductive', which is of a checkpoint"),
+        ({"checkpoint": None, "batch_norm": "transductive"}, "^batch_norm is 'transductive', which needs a checkpoint"),
         ({"unsure": 1.5}, "^unsure is 1.5; it is a probability, from 0 to 1"),
         ({"features": "timm:test_vit"}, "^a checkpoint has its own network: give a checkpoint, or features"),
         (
