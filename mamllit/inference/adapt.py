@@ -251,7 +251,7 @@ def _query(query: Query) -> tuple[list[Path], Path | None]:
 
 
 def _checked_head(head: str | None, steps: int | None, seen: Seen, classes: Sequence[str]) -> str:
-    """The head's name; the first that a checkpoint has, and the best on features, where none is given. With `steps`, it must have inner steps."""
+    """The head's name; where none is given, the first of a checkpoint, or the best on features. `steps` needs inner steps."""
     known = candidates(seen)
     name = head or (BEST if isinstance(seen, TimmFeatures) else next(iter(known)))
     if name not in known:
