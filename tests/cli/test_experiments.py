@@ -67,6 +67,11 @@ def test_an_unknown_command_is_refused_with_the_near_one(monkeypatch: pytest.Mon
         call(monkeypatch, "tune")
 
 
+def test_a_training_command_alone_asks_for_an_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match=r"^mamllit test: which experiment\? for example `mamllit test -c demo`; `mamllit exp"):
+        call(monkeypatch, "test")
+
+
 def test_the_help_of_fit_is_its_own(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         call(monkeypatch, "fit", "--help")
