@@ -44,7 +44,7 @@ def main() -> None:
         hint = f"did you mean {near[0]!r}? " if near else ""
         sys.exit(f"mamllit: there is no command {name!r}; {hint}the commands are: {', '.join(every)}")
     elif name in commands.TRAINER_COMMANDS and not words:
-        sys.exit(f"mamllit {name}: which experiment? for example `mamllit {name} -c demo`; `mamllit experiments` lists the names")
+        sys.exit(f"mamllit {name}: which experiment? try `mamllit {name} -c demo`; `mamllit experiments` lists the names")
     else:
         try:
             _run(name, words)

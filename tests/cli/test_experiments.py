@@ -68,7 +68,7 @@ def test_an_unknown_command_is_refused_with_the_near_one(monkeypatch: pytest.Mon
 
 
 def test_a_training_command_alone_asks_for_an_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SystemExit, match=r"^mamllit test: which experiment\? for example `mamllit test -c demo`; `mamllit exp"):
+    with pytest.raises(SystemExit, match=r"^mamllit test: which experiment\? try `mamllit test -c demo`; `mamllit exp"):
         call(monkeypatch, "test")
 
 
