@@ -7,6 +7,7 @@ huggingface.co reads.
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import yaml
 
 from mamllit.pretrained.build import build
@@ -50,7 +51,7 @@ def card(checkpoint: Checkpoint) -> str:
         f"- Settings of the method: {_listed((model['method'].get('init_args') or {}), ('backbone', 'objective'))}",
         f"- Network: {_named((model['method'].get('init_args') or {}).get('backbone'))}",
         f"- Trained: {f'{earlier:,} + ' if earlier else ''}{result['steps_done']:,} of {result['steps_asked']:,} iterations, "
-        f"seed {result['seed']}, the {result['checkpoint']} checkpoint{_minutes(fit)}",
+        f"seed {result['seed']}, the {result['checkpoint']} checkpoint{_minutes(fit, earlier)}",
         f"- Code: commit {(result['commit'] or 'unknown')[:7]}; {versions}",
         f"- Stored as {checkpoint.stored_as}",
     ]
@@ -65,10 +66,11 @@ def card(checkpoint: Checkpoint) -> str:
 def _use(checkpoint: Checkpoint, acts: bool) -> list[str]:
     if acts:
         try:
-            names = build((checkpoint.data.get("init_args") or {}).get("world")).task_names
+            world = build((checkpoint.data.get("init_args") or {}).get("world"))
+            values = world.tasks(torch.full((1, len(world.task_names)), 0.75))[0].tolist()
+            task = ",".join(f"{name}={value:g}" for name, value in zip(world.task_names, values, strict=True))
         except ValueError:  # a world of somebody's own, or one that needs MuJoCo
-            names = ("NAME",)
-        task = ",".join(f"{name}=0.5" for name in names)
+            task = "NAME=VALUE"
         return ["```bash", f'mamllit rollout {checkpoint.name} --task "{task}" --video before_and_after.gif', "```"]
     call = f'method = load("{checkpoint.name}")  # method.adapt(support), method.predict(state, x)'
     return ["```python", "from mamllit.pretrained import load", "", call, "```"]
@@ -119,8 +121,9 @@ def _results(checkpoint: Checkpoint) -> list[str]:
     return lines if result["results"] else ["Nothing was measured."]
 
 
-def _minutes(fit: Mapping[str, Any]) -> str:
-    return f", {fit['seconds'] / 60:,.0f} minutes" if fit.get("seconds") else ""
+def _minutes(fit: Mapping[str, Any], earlier: int) -> str:
+    of_these = " for the last part" if earlier else ""
+    return f", {fit['seconds'] / 60:,.0f} minutes{of_these}" if fit.get("seconds") else ""
 
 
 def _named(config: Any) -> str:
