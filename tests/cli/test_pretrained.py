@@ -147,9 +147,12 @@ def test_a_checkpoint_that_comes_with_mamllit_scores_what_its_metadata_say(name:
 @pytest.mark.parametrize("name", [name for name in files.names() if name.startswith("rl_")])
 def test_a_policy_that_comes_with_mamllit_scores_what_its_metadata_say(name: str, tmp_path: Path) -> None:
     """On the paper's 40 tasks, whose noise is the same; rounding may lead single trajectories elsewhere."""
-    cell = REPOSITORY / "experiments" / f"{name.replace('_', '/', 1)}.yaml"
+    cell = REPOSITORY / "experiments" / f"{name.removesuffix('_unfinished').replace('_', '/', 1)}.yaml"
     where = ["--trainer.default_root_dir", str(tmp_path), "--wandb", "disabled", "--data.protocols", "[paper]"]
     cli.run(["test", "-c", str(cell), "--ckpt_path", name, "--data.test_shots", "[20]", *where])
     (found,) = [entry for entry in result(tmp_path / f"pretrained_{name}")["results"].values() if entry["split"] == "test"]
-    said = files.read(name)[0].result["results"]["paper/20-shot"]
-    assert found["mean"][:2] == pytest.approx(said["mean"][:2], abs=0.5)
+    results = files.read(name)[0].result["results"]
+    said = results.get("paper/20-shot") or results["paper"]
+    bounds = (0.5, 0.5) if "navigation" in name else said["ci95"][:2]  # a body moves chaotically
+    for value, expected, bound in zip(found["mean"], said["mean"], bounds, strict=False):
+        assert value == pytest.approx(expected, abs=bound)
